@@ -1,0 +1,61 @@
+"""What every family of reference data shares: the result of one check, and how tensors are compared.
+
+A family module offers two functions:
+
+- ``claims(name: str) -> bool``: does this file name belong to the family (its tensors, its index, its weights)?
+- ``check(directory: Path) -> Iterator[CheckResult]``: run every case of the family found in ``directory``.
+
+``scripts/check_parity.py`` runs all of them and reports a file nobody claims as a miss.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+# The golden README: an independent float32 implementation reached 2e-6; a wrong statement moves something by 1.5e-4.
+RELATIVE_TOLERANCE = 5e-6
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One compared quantity. ``error`` and ``tolerance`` are in the same unit; an exact comparison has tolerance 0."""
+
+    family: str
+    case: str
+    quantity: str
+    error: float
+    tolerance: float
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        # Not `<`: NaN must fail, and an exact comparison passes with error 0.
+        return self.error <= self.tolerance
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest absolute difference over the largest absolute reference value; infinite where the shapes differ."""
+    if tuple(actual.shape) != tuple(expected.shape):
+        return float("inf")
+    if expected.numel() == 0:
+        return 0.0
+    difference = (actual.double() - expected.double()).abs().max().item()
+    return difference / max(expected.double().abs().max().item(), 1e-30)
+
+
+def absolute_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest absolute difference; infinite where the shapes differ."""
+    if tuple(actual.shape) != tuple(expected.shape):
+        return float("inf")
+    return (actual.double() - expected.double()).abs().max().item() if expected.numel() else 0.0
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    return load_file(str(path))
