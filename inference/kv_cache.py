@@ -1,0 +1,91 @@
+"""Keys and values of the chunks of one video: memory per layer, written in place, read as one contiguous range.
+
+This is the plain cache: every chunk has its own place for good. ``flowcache`` derives one of bounded size from it.
+What a chunk may attend to is asked in chunks (``key_start``, from the schedule) and answered in tokens (``visible``).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inference.schedule import Schedule, Step
+
+
+@dataclass(frozen=True)
+class KVGeometry:
+    """Sizes of a cache: layers, key/value groups, head width, tokens of a chunk and of a latent frame, dtype, device.
+    """
+
+    layers: int
+    groups: int
+    head_width: int
+    chunk_tokens: int
+    frame_tokens: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Keys and values of one token in all layers."""
+        return self.layers * self.groups * 2 * self.head_width * self.dtype.itemsize
+
+
+class KVCache:
+    """Room for every chunk of the video; chunk ``c`` lies at token ``c * chunk_tokens``."""
+
+    def __init__(self, geometry: KVGeometry) -> None:
+        self.geometry = geometry
+        self.memory = torch.empty(0)
+
+    def reset(self, schedule: Schedule) -> None:
+        """Make room for a new video and forget the last one."""
+        self._allocate(schedule.chunk_num)
+
+    @property
+    def bytes(self) -> int:
+        """Size of the memory held, all layers together."""
+        return self.memory.numel() * self.memory.element_size()
+
+    def enter(self, chunk: int) -> None:
+        """Give ``chunk`` a place, where it has none; called before its first forward, in ascending order."""
+        return None
+
+    def span(self, chunk: int) -> tuple[int, int]:
+        """Token range in which the keys of ``chunk`` are written."""
+        start = chunk * self.geometry.chunk_tokens
+        return start, start + self.geometry.chunk_tokens
+
+    def visible(self, chunk: int, key_start: int) -> tuple[int, int]:
+        """Token range that ``chunk`` attends to: the chunks from ``key_start`` up to itself."""
+        return key_start * self.geometry.chunk_tokens, self.span(chunk)[1]
+
+    def write(self, layer: int, chunk: int, kv: Tensor) -> None:
+        """Store the keys and values ``(chunk_tokens, G, 2d)`` of a chunk."""
+        start, end = self.span(chunk)
+        self.memory[layer, start:end] = kv
+
+    def view(self, layer: int, chunk: int, key_start: int) -> Tensor:
+        """Keys and values that ``chunk`` attends to, (tokens, G, 2d); a view of the memory."""
+        start, end = self.visible(chunk, key_start)
+        return self.memory[layer, start:end]
+
+    def keep_queries(self, layer: int, chunks: tuple[int, ...], q: Tensor) -> None:
+        """Offered at every forward that writes: the queries ``(E, N, H, d)`` of ``chunks``. The plain cache has no
+        use for them.
+        """
+        return None
+
+    def compacts_after(self, step: Step) -> bool:
+        """Whether ``end_step`` will move or drop tokens after this step."""
+        return False
+
+    def end_step(self, step: Step) -> None:
+        """The step is integrated; a bounded cache makes room here, and only here."""
+        return None
+
+    def _allocate(self, chunks: int) -> None:
+        g = self.geometry
+        shape = (g.layers, chunks * g.chunk_tokens, g.groups, 2 * g.head_width)
+        if tuple(self.memory.shape) != shape:
+            self.memory = torch.empty(shape, dtype=g.dtype, device=g.device)

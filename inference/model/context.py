@@ -1,0 +1,63 @@
+"""What a forward of the sampler attends to: the KV cache, or for an entry that stands alone, only its own tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inference.kv_cache import KVCache
+from inference.model.attention import attend
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One chunk of a forward. ``alone``: it sees its own tokens only, and its keys are not kept."""
+
+    chunk: int
+    key_start: int = 0
+    alone: bool = False
+
+
+class CachedAttention:
+    """Attention context over a ``KVCache``: all entries write a layer's keys before any of them attends.
+
+    Args:
+        cache: where keys are kept.
+        entries: the entries of the forward, in its order.
+        backend: attention back end.
+    """
+
+    def __init__(self, cache: KVCache, entries: Sequence[Entry], backend: str) -> None:
+        self.cache = cache
+        self.entries = tuple(entries)
+        self.backend = backend
+        self._written = tuple(i for i, entry in enumerate(self.entries) if not entry.alone)
+        if self._written != tuple(range(len(self._written))):
+            raise ValueError(f"entries that stand alone must come last, got {self.entries}")
+        for i in self._written:
+            cache.enter(self.entries[i].chunk)
+
+    def key_counts(self) -> tuple[int, ...]:
+        """Keys that each entry attends to."""
+        counts = []
+        for entry in self.entries:
+            start, end = (0, self.cache.geometry.chunk_tokens) if entry.alone else self._visible(entry)
+            counts.append(end - start)
+        return tuple(counts)
+
+    def attend(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
+        """``q`` (E, N, H, d), fresh ``kv`` (E, N, G, 2d) to (E, N, H * d)."""
+        if not self._written:
+            return attend(q, kv, self.backend)
+        for i in self._written:
+            self.cache.write(layer, self.entries[i].chunk, kv[i])
+        self.cache.keep_queries(layer, tuple(self.entries[i].chunk for i in self._written), q[: len(self._written)])
+        outputs = []
+        for i, entry in enumerate(self.entries):
+            keys = kv[i] if entry.alone else self.cache.view(layer, entry.chunk, entry.key_start)
+            outputs.append(attend(q[i : i + 1], keys[None], self.backend))
+        return torch.cat(outputs)
+
+    def _visible(self, entry: Entry) -> tuple[int, int]:
+        return self.cache.visible(entry.chunk, entry.key_start)

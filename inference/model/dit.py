@@ -1,0 +1,296 @@
+"""The MAGI-1 video transformer (docs: the transformer).
+
+The model is told everything by its arguments: which chunks (*entries*) to compute, at which noise level, with which
+caption, where in time, and through which attention context their keys reach it. It keeps no state between forwards
+and knows neither schedule nor caching.
+
+Shape letters: E entries, N tokens of a chunk, D hidden width, H heads, G key/value groups, d head width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from inference.config import PROJECTION_SHARDS, ModelConfig
+from inference.model.attention import cross_attend, resolve_backend
+from inference.model.layers import (
+    CaptionEmbedder,
+    FinalLinear,
+    Fp8Linear,
+    OnePlusLayerNorm,
+    PatchEmbedder,
+    Rope,
+    TimestepEmbedder,
+    UpcastLinear,
+    rotate,
+)
+
+CONDITIONAL_ROW = -2
+DROPPED_ROW = -1
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Caption tokens of the entries of a forward, packed one entry after the other.
+
+    ``features`` (sum of lengths, caption width), ``lengths`` tokens of each entry (0 is allowed).
+    """
+
+    features: Tensor
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, entries: Sequence[Tensor]) -> "Captions":
+        """From one (m, caption width) tensor per entry."""
+        return cls(torch.cat(list(entries)), tuple(len(entry) for entry in entries))
+
+
+class AttentionContext(Protocol):
+    """What a forward attends to: the KV cache in a sampling run, a masked batch in training."""
+
+    def attend(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
+        """``q`` (E, N, H, d), fresh ``kv`` (E, N, G, 2d) to (E, N, H * d)."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What every layer sees besides the tokens."""
+
+    condition: Tensor  # (E, C), compute dtype
+    caption: Tensor  # (tokens, D), compute dtype
+    lengths: tuple[int, ...]
+    cos: Tensor
+    sin: Tensor
+    context: AttentionContext
+    backend: str
+
+
+class QkvProjection(nn.Module):
+    """LayerNorm, then the four projections of an attention block: q, qx (cross attention), k, v."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, fp8: bool) -> None:
+        super().__init__()
+        width, kv_width = config.hidden_size, config.num_query_groups * config.kv_channels
+        self.layer_norm = nn.LayerNorm(width, config.layernorm_epsilon, dtype=dtype)
+        self.q = _linear(width, width, dtype, fp8)
+        self.qx = _linear(width, width, dtype, fp8)
+        self.k = _linear(width, kv_width, dtype, fp8)
+        self.v = _linear(width, kv_width, dtype, fp8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x = self.layer_norm(x)
+        return self.q(x), self.qx(x), self.k(x), self.v(x)
+
+
+class Attention(nn.Module):
+    """Self and cross attention side by side, joined by one projection that returns float32 (bfloat16 where it is
+    fp8).
+    """
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, fp8: bool) -> None:
+        super().__init__()
+        width, head, eps = config.hidden_size, config.kv_channels, config.layernorm_epsilon
+        self.head = head
+        self.linear_qkv = QkvProjection(config, dtype, fp8)
+        xattn_width = int(width * config.xattn_cond_hidden_ratio)
+        self.linear_kv_xattn = nn.Linear(xattn_width, 2 * config.num_query_groups * head, bias=False, dtype=dtype)
+        if fp8:
+            self.linear_proj: nn.Module = Fp8Linear(2 * width, width, per_channel=True)
+        else:
+            self.linear_proj = UpcastLinear(2 * width, width, bias=False, dtype=dtype)
+        self.q_layernorm = OnePlusLayerNorm(head, eps, dtype)
+        self.k_layernorm = OnePlusLayerNorm(head, eps, dtype)
+        self.q_layernorm_xattn = OnePlusLayerNorm(head, eps, dtype, compute_dtype=dtype)
+        self.k_layernorm_xattn = OnePlusLayerNorm(head, eps, dtype, compute_dtype=dtype)
+
+    def forward(self, layer: int, x: Tensor, inputs: _Inputs) -> Tensor:
+        q, qx, k, v = (rearrange(p, "e n (h d) -> e n h d", d=self.head) for p in self.linear_qkv(x))
+        q = rotate(self.q_layernorm(q), inputs.cos, inputs.sin).to(x.dtype)
+        k = rotate(self.k_layernorm(k), inputs.cos, inputs.sin).to(x.dtype)
+        self_out = inputs.context.attend(layer, q, torch.cat([k, v], dim=-1))
+
+        kx, vx = rearrange(self.linear_kv_xattn(inputs.caption), "m (g two d) -> two m g d", two=2, d=self.head)
+        qx, kx = self.q_layernorm_xattn(qx), self.k_layernorm_xattn(kx)
+        cross_out = cross_attend(qx, kx, vx, inputs.lengths, inputs.backend)
+
+        # The order that the training's eight tensor-parallel ranks left in the weights: each concatenated its share
+        # of both.
+        both = rearrange([self_out, cross_out], "two e n (s f) -> e n (s two f)", s=PROJECTION_SHARDS)
+        return self.linear_proj(both)
+
+
+class FeedForward(nn.Module):
+    """LayerNorm, fc1, activation, fc2: exact GELU, or SwiGLU where ``gated_linear_unit`` is set."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, fp8: bool) -> None:
+        super().__init__()
+        width, inner = config.hidden_size, config.ffn_hidden_size
+        self.gated = config.gated_linear_unit
+        self.layer_norm = nn.LayerNorm(width, config.layernorm_epsilon, dtype=dtype)
+        self.linear_fc1 = _linear(width, inner * (2 if self.gated else 1), dtype, fp8)
+        self.linear_fc2: nn.Module = (
+            Fp8Linear(inner, width, per_channel=True) if fp8 else _linear(inner, width, dtype, fp8=False)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.linear_fc1(self.layer_norm(x))
+        if self.gated:
+            gate, value = hidden.chunk(2, dim=-1)
+            return self.linear_fc2(F.silu(gate) * value)
+        return self.linear_fc2(F.gelu(hidden))
+
+
+class Modulation(nn.Module):
+    """Condition to the two gates of a layer, soft-capped at 1 by a tanh."""
+
+    def __init__(self, config: ModelConfig, condition_width: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        outputs = int(config.hidden_size * config.cond_gating_ratio * 2)
+        self.proj = nn.Sequential(nn.Linear(condition_width, outputs, dtype=dtype))
+
+    def forward(self, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """(E, C) to two gates (E, 1, D) in the compute dtype, the tanh itself evaluated in float32."""
+        raw = self.proj(F.silu(condition))
+        gate = torch.tanh(raw.float()).to(raw.dtype)
+        gate_attention, gate_mlp = gate[:, None].chunk(2, dim=-1)
+        return gate_attention, gate_mlp
+
+
+class Layer(nn.Module):
+    """One transformer layer: gated attention and gated feed-forward, each normalised after the gate, in float32."""
+
+    def __init__(self, config: ModelConfig, condition_width: int, dtype: torch.dtype, fp8: bool) -> None:
+        super().__init__()
+        self.ada_modulate_layer = Modulation(config, condition_width, dtype)
+        self.self_attention = Attention(config, dtype, fp8)
+        self.self_attn_post_norm = OnePlusLayerNorm(config.hidden_size, config.layernorm_epsilon, dtype)
+        self.mlp = FeedForward(config, dtype, fp8)
+        self.mlp_post_norm = OnePlusLayerNorm(config.hidden_size, config.layernorm_epsilon, dtype)
+
+    def forward(self, layer: int, x: Tensor, inputs: _Inputs) -> Tensor:
+        gate_attention, gate_mlp = self.ada_modulate_layer(inputs.condition)
+        attended = self.self_attention(layer, x, inputs).float()
+        x = (x.float() + self.self_attn_post_norm(attended * gate_attention.float())).to(x.dtype)
+        transformed = self.mlp(x).float()
+        return (x.float() + self.mlp_post_norm(transformed * gate_mlp.float())).to(x.dtype)
+
+
+class Blocks(nn.Module):
+    """The layers and the final norm (named as in the checkpoints)."""
+
+    def __init__(self, config: ModelConfig, condition_width: int, dtype: torch.dtype, fp8: bool) -> None:
+        super().__init__()
+        last = config.num_layers - 1
+        self.layers = nn.ModuleList(
+            Layer(config, condition_width, dtype, fp8 and 0 < index < last) for index in range(config.num_layers)
+        )
+        self.final_layernorm = OnePlusLayerNorm(config.hidden_size, config.layernorm_epsilon, dtype)
+
+    def forward(self, x: Tensor, inputs: _Inputs) -> Tensor:
+        for index, layer in enumerate(self.layers):
+            x = layer(index, x, inputs)
+        return self.final_layernorm(x)
+
+
+class VideoDiT(nn.Module):
+    """MAGI-1's transformer: velocity ``dx/dt`` of flow matching for a set of chunks.
+
+    Args:
+        config: the ``model_config`` section.
+        distill: the model takes the step-size scalar (it has no parameters of its own for it).
+        fp8: all layers but the first and the last hold float8 weights.
+        backend: attention back end, a name of ``inference.model.attention`` or "auto".
+    """
+
+    def __init__(self, config: ModelConfig, *, distill: bool = False, fp8: bool = False, backend: str = "auto") -> None:
+        super().__init__()
+        self.config = config
+        self.distill = distill
+        self.backend = resolve_backend(backend)
+        self.dtype = config.dtype
+        condition_width = int(config.hidden_size * config.cond_hidden_ratio)
+        xattn_width = int(config.hidden_size * config.xattn_cond_hidden_ratio)
+        self.x_embedder = PatchEmbedder(config.in_channels, config.hidden_size, config.patch_size)
+        self.t_embedder = TimestepEmbedder(condition_width, self.dtype)
+        self.y_embedder = CaptionEmbedder(
+            config.caption_channels, config.caption_max_length, xattn_width, condition_width
+        )
+        self.rope = Rope(config.kv_channels)
+        self.videodit_blocks = Blocks(config, condition_width, self.dtype, fp8)
+        self.final_linear = FinalLinear(config.hidden_size, config.out_channels, config.patch_size)
+
+    def embed(self, latents: Tensor) -> Tensor:
+        """Patch-embedded latents (E, N, D) in the compute dtype; also what caching policies measure.
+
+        Args:
+            latents: (E, 16, T, H, W), H and W divisible by the patch.
+        """
+        scaled = latents.float() * self.config.x_rescale_factor
+        if self.config.half_channel_vae:
+            scaled = torch.cat([scaled, scaled], dim=1)
+        return self.x_embedder(scaled).to(self.dtype)
+
+    def condition(self, t: Tensor, row: int, step_scalar: float | None) -> Tensor:
+        """Modulation input (E, C), float32: time, step size (distilled models) and one row of the null caption,
+        added.
+        """
+        embedding = self.t_embedder(t)
+        if self.distill:
+            if step_scalar is None:
+                raise ValueError("a distilled model needs step_scalar (num_steps / 4 * 2)")
+            embedding = embedding + self.t_embedder(t.new_tensor([step_scalar]))
+        return embedding + self.y_embedder.modulation(row)
+
+    def forward(
+        self,
+        latents: Tensor,
+        t: Tensor,
+        captions: Captions,
+        context: AttentionContext,
+        *,
+        first_frames: Sequence[int],
+        adaln_row: int = CONDITIONAL_ROW,
+        step_scalar: float | None = None,
+    ) -> Tensor:
+        """Velocity of every entry.
+
+        Args:
+            latents: (E, 16, T, H, W).
+            t: (E,) noise level of each entry, 0 noise, 1 clean.
+            captions: caption tokens of each entry.
+            context: where the entries' keys go and what they attend to.
+            first_frames: absolute latent frame at which each entry starts.
+            adaln_row: row of the null caption for the modulation: -2 with caption, -1 with the caption dropped.
+            step_scalar: step-size scalar of a distilled model; ignored by others.
+
+        Returns:
+            (E, 16, T, H, W), float32.
+        """
+        _, channels, frames, height, width = latents.shape
+        rows, columns = height // self.config.patch_size, width // self.config.patch_size
+        cos, sin = self.rope(torch.as_tensor(first_frames), frames, rows, columns)
+        inputs = _Inputs(
+            condition=self.condition(t, adaln_row, step_scalar).to(self.dtype),
+            caption=self.y_embedder.tokens(captions.features).to(self.dtype),
+            lengths=captions.lengths,
+            cos=cos,
+            sin=sin,
+            context=context,
+            backend=self.backend,
+        )
+        x = self.embed(latents)  # (E, N, D)
+        x = self.videodit_blocks(x, inputs)  # (E, N, D) float32
+        velocity = self.final_linear(x, frames, rows, columns)  # (E, C, T, H, W)
+        return velocity[:, :channels] / self.config.x_rescale_factor
+
+
+def _linear(inputs: int, outputs: int, dtype: torch.dtype, fp8: bool) -> nn.Module:
+    if fp8:
+        return Fp8Linear(inputs, outputs, per_channel=False)
+    return nn.Linear(inputs, outputs, bias=False, dtype=dtype)

@@ -1,0 +1,188 @@
+"""Building blocks of the MAGI-1 transformer: norms, rotary positions, embedders, linear layers with their dtype rules.
+
+Module and parameter names are those of the published checkpoints. Parameters are created in the dtype in which the
+checkpoint *stores* them; the dtype in which each computes is stated per class (docs: the transformer; the table of
+the six published checkpoints).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+SINUSOID_WIDTH = 256
+TIME_FACTOR = 1000.0
+FP8_MAX = 448.0
+FP8 = torch.float8_e4m3fn
+
+
+class OnePlusLayerNorm(nn.Module):
+    """LayerNorm whose effective weight is ``weight + 1``. Computes in ``compute_dtype``, returns that dtype."""
+
+    def __init__(self, width: int, eps: float, dtype: torch.dtype, compute_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(width, dtype=dtype))
+        self.eps = eps
+        self.compute_dtype = compute_dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.to(self.compute_dtype) + 1, self.bias.to(self.compute_dtype)
+        return F.layer_norm(x.to(self.compute_dtype), (x.shape[-1],), weight, bias, self.eps)
+
+
+class UpcastLinear(nn.Linear):
+    """Linear layer that multiplies in float32 whatever its weights are stored in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.float(), self.weight.float(), None if self.bias is None else self.bias.float())
+
+
+class Fp8Linear(nn.Module):
+    """Linear layer with float8 e4m3 weights, reference arithmetic that runs anywhere (docs: the transformer, "fp8
+    checkpoints").
+
+    The input is divided by its scale in float32, clamped to +-448 and rounded to bfloat16, then to fp8; the product
+    accumulates in float32, is multiplied by both scales and rounded to bfloat16 once.
+
+    Args:
+        per_channel: a smoothing scale per input feature (``linear_proj``, ``linear_fc2``) instead of one input scale
+            for all.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, per_channel: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, out_features, in_features, dtype=FP8), requires_grad=False)
+        self.weight_scale = nn.Parameter(torch.ones(1), requires_grad=False)
+        self.input_scale = nn.Parameter(torch.ones(1 if per_channel else in_features), requires_grad=False)
+        self.smooth_scale = nn.Parameter(torch.ones(1, in_features), requires_grad=False) if per_channel else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        divisor = self.input_scale if self.smooth_scale is None else self.smooth_scale[0]
+        quantised = (x.float() / divisor).clamp(-FP8_MAX, FP8_MAX).to(torch.bfloat16).to(FP8)
+        product = F.linear(quantised.float(), self.weight[0].float())
+        return (product * self.input_scale[0] * self.weight_scale).to(torch.bfloat16)
+
+
+class Rope(nn.Module):
+    """Learned rotary frequencies over (time, height, width) (docs: the transformer, "Rotary embedding")."""
+
+    def __init__(self, head_width: int) -> None:
+        super().__init__()
+        count = head_width // 8
+        self.bands = nn.Parameter(10000.0 ** (-torch.arange(count, dtype=torch.float32) / count))
+
+    def forward(self, first_frames: Tensor, frames: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines ``(E, frames * height * width, 3 * bands)``, float32.
+
+        Args:
+            first_frames: (E,) absolute latent frame at which each entry starts.
+            frames, height, width: size of an entry in tokens.
+        """
+        device = self.bands.device
+        extent = math.sqrt(height * width / 256)
+        time = first_frames.to(device, torch.float32)[:, None] + torch.arange(frames, device=device)
+        rows, columns = (_centred(size, extent, device) for size in (height, width))
+        shape = (len(first_frames), frames, height, width, len(self.bands))
+        angles = torch.cat(
+            [
+                (time[..., None] * self.bands)[:, :, None, None].expand(shape),
+                (rows[:, None] * self.bands)[None, None, :, None].expand(shape),
+                (columns[:, None] * self.bands)[None, None, None].expand(shape),
+            ],
+            dim=-1,
+        ).flatten(1, 3)
+        return angles.cos(), angles.sin()
+
+
+def _centred(size: int, extent: float, device: torch.device) -> Tensor:
+    """Positions of a spatial axis: centred, and rescaled so that the picture's area counts as 16 x 16 tokens."""
+    positions = torch.arange(size, device=device, dtype=torch.float32) - (size - 1) / 2
+    return positions * ((size / extent - 1) / (size - 1)) if size > 1 else positions
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first ``2 * R`` features of each head, half-split; the rest passes. ``x`` (E, N, H, D), ``cos`` (E,
+    N, R).
+    """
+    width = cos.shape[-1]
+    a, b, rest = x[..., :width], x[..., width : 2 * width], x[..., 2 * width :]
+    cos, sin = cos[:, :, None], sin[:, :, None]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
+
+
+class TimestepEmbedder(nn.Module):
+    """Sinusoid of a scalar in [0, 1], then a small MLP. Computes in float32 on a sinusoid rounded to the compute
+    dtype.
+    """
+
+    def __init__(self, width: int, compute_dtype: torch.dtype) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(SINUSOID_WIDTH, width), nn.SiLU(), nn.Linear(width, width))
+        self.compute_dtype = compute_dtype
+
+    def forward(self, t: Tensor) -> Tensor:
+        """``t`` (E,) to (E, width), float32."""
+        half = SINUSOID_WIDTH // 2
+        exponent = torch.arange(half, dtype=torch.float32, device=t.device) / half
+        frequencies = torch.exp(-math.log(10000.0) * exponent)
+        # Multiplied in this order: (t * f) * 1000 rounds differently from t * (1000 f).
+        angles = (t.float()[:, None] * frequencies) * TIME_FACTOR
+        sinusoid = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        return self.mlp(sinusoid.to(self.compute_dtype).float())
+
+
+class CaptionEmbedder(nn.Module):
+    """Projects caption tokens for cross attention, and a learned null row for modulation. Computes in float32."""
+
+    def __init__(self, caption_width: int, caption_length: int, xattn_width: int, condition_width: int) -> None:
+        super().__init__()
+        self.null_caption_embedding = nn.Parameter(torch.randn(caption_length, caption_width) / caption_width**0.5)
+        self.y_proj_xattn = nn.Sequential(nn.Linear(caption_width, xattn_width), nn.SiLU())
+        self.y_proj_adaln = nn.Sequential(nn.Linear(caption_width, condition_width))
+
+    def tokens(self, features: Tensor) -> Tensor:
+        """(tokens, caption width) to (tokens, xattn width), float32."""
+        return self.y_proj_xattn(features.float())
+
+    def modulation(self, row: int) -> Tensor:
+        """(condition width,) of one row of the null caption: -2 for a pass with caption, -1 for one without."""
+        return self.y_proj_adaln(self.null_caption_embedding[row])
+
+
+class PatchEmbedder(nn.Module):
+    """Latents to tokens, float32: a bias-free convolution whose kernel is its stride, written as a matrix product."""
+
+    def __init__(self, channels: int, width: int, patch: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width, channels, 1, patch, patch))
+        nn.init.xavier_uniform_(self.weight.view(width, -1))
+        self.patch = patch
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(E, C, T, H, W) to (E, T * H/p * W/p, width), tokens ordered (t, h, w)."""
+        patches = rearrange(x.float(), "e c t (h p) (w q) -> e (t h w) (c p q)", p=self.patch, q=self.patch)
+        return F.linear(patches, self.weight.flatten(1))
+
+
+class FinalLinear(nn.Module):
+    """Tokens to latent patches, float32."""
+
+    def __init__(self, width: int, channels: int, patch: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, channels * patch * patch, bias=False)
+        self.patch = patch
+
+    def forward(self, x: Tensor, frames: int, height: int, width: int) -> Tensor:
+        """(E, N, D) to (E, C, T, H, W); ``height`` and ``width`` in tokens. Features of a token: (pH, pW, channel)."""
+        return rearrange(
+            self.linear(x),
+            "e (t h w) (p q c) -> e c t (h p) (w q)",
+            t=frames,
+            h=height,
+            w=width,
+            p=self.patch,
+            q=self.patch,
+        )

@@ -1,0 +1,214 @@
+"""The denoising loop: a generator of clean latent chunks (docs: the sampler).
+
+    for every step of the schedule:
+        ask the policy which chunks to compute
+        compute just those against the KV cache
+        move every chunk of the window: by its velocity, or by what the policy remembers
+        let the cache make room
+        yield the chunk that is clean now
+
+The sampler is the only caller of ``reset``: cache and policy start every video as new.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inference.config import MagiConfig
+from inference.kv_cache import KVCache, KVGeometry
+from inference.model.dit import VideoDiT
+from inference.model.guidance import CaptionSource, Guidance
+from inference.record import RunRecord, StepRecord
+from inference.reuse import NoReuse, ReusePolicy
+from inference.schedule import Schedule, Step, chunk_count
+
+StepCallback = Callable[[StepRecord], None]
+
+
+@dataclass(frozen=True)
+class CleanChunk:
+    """A chunk that is done. ``number`` counts from the first generated one; ``latents`` (1, 16, frames, H, W), given
+    frames cut off.
+    """
+
+    number: int
+    latents: Tensor
+
+
+def make_schedule(config: MagiConfig, prefix_latents: int) -> Schedule:
+    """The schedule of a video that continues ``prefix_latents`` given latent frames (0 text, 1 image)."""
+    runtime = config.runtime
+    width = runtime.chunk_width
+    return Schedule(
+        chunk_num=chunk_count(runtime.num_frames, prefix_latents, width, runtime.temporal_downsample_factor),
+        offset=prefix_latents // width,
+        num_steps=runtime.num_steps,
+        window_size=runtime.window_size,
+        noise2clean_kvrange=tuple(runtime.noise2clean_kvrange),
+        clean_chunk_kvrange=runtime.clean_chunk_kvrange,
+        shortcut_mode=config.engine.shortcut_mode,
+    )
+
+
+def kv_geometry(
+    config: MagiConfig, device: torch.device, height: int | None = None, width: int | None = None
+) -> KVGeometry:
+    """Cache sizes for a configuration; ``height`` and ``width`` in latents replace the configured video size."""
+    model, runtime = config.model, config.runtime
+    rows = (height or runtime.video_size_h // 8) // model.patch_size
+    columns = (width or runtime.video_size_w // 8) // model.patch_size
+    return KVGeometry(
+        layers=model.num_layers,
+        groups=model.num_query_groups,
+        head_width=model.kv_channels,
+        chunk_tokens=runtime.chunk_width * rows * columns,
+        frame_tokens=rows * columns,
+        dtype=model.dtype,
+        device=device,
+    )
+
+
+class Sampler:
+    """Denoises one video at a time.
+
+    Args:
+        dit: the transformer, on its device.
+        config: the whole configuration.
+        cache: KV cache; the plain one by default.
+        policy: reuse policy; none by default.
+    """
+
+    def __init__(
+        self, dit: VideoDiT, config: MagiConfig, cache: KVCache | None = None, policy: ReusePolicy | None = None
+    ) -> None:
+        self.dit = dit
+        self.config = config
+        device = next(dit.parameters()).device
+        self.cache = cache if cache is not None else KVCache(kv_geometry(config, device))
+        self.policy = policy if policy is not None else NoReuse()
+        self.record = RunRecord()
+
+    @torch.no_grad()
+    def run(
+        self,
+        noise: Tensor,
+        captions: CaptionSource,
+        prefix: Tensor | None = None,
+        on_step: StepCallback | None = None,
+    ) -> Iterator[CleanChunk]:
+        """Denoise ``noise`` and yield chunks as they become clean, in order.
+
+        Args:
+            noise: (1, 16, chunks * chunk_width, H, W) float32, on the model's device.
+            captions: caption features per chunk.
+            prefix: (1, 16, P, H, W) given latents, or None.
+            on_step: called after every step.
+
+        Raises:
+            ValueError: the noise does not fit the schedule, or the schedule does not fit the cache.
+        """
+        given = 0 if prefix is None else prefix.shape[2]
+        schedule = make_schedule(self.config, given)
+        self._check_noise(noise, schedule)
+        self.record = RunRecord(schedule.chunk_num, schedule.offset, schedule.num_steps)
+        self.cache.reset(schedule)
+        self.policy.reset(schedule)
+        guidance = Guidance(self.dit, self.config, schedule, self.cache, captions, self.record)
+        window = _Latents(noise[0], None if prefix is None else prefix[0], self.config.runtime.chunk_width)
+        if schedule.offset:
+            guidance.extract_prefix({chunk: window.model_input(chunk) for chunk in range(schedule.offset)})
+
+        encoded: int | None = None  # chunk whose clean pass was made ahead of a compaction
+        for step in schedule.steps:
+            clean = step.clean if self.policy.clean_pass and step.clean != encoded else None
+            window.overwrite(step)
+            todo = self.policy.select(step, lambda step=step: self._features(window, step))
+            latents = {chunk: window.model_input(chunk) for chunk in (*todo, *(() if clean is None else (clean,)))}
+            velocities = guidance.velocities(step, latents, todo, clean, self.policy.nearly_clean_copy)
+            self._integrate(step, window, velocities)
+
+            compacts = self.cache.compacts_after(step)
+            if compacts and self.policy.clean_pass and step.finished is not None:
+                # Compaction squeezes the chunk that has just finished: its lasting keys must be there before.
+                encoded = step.finished
+                guidance.encode_clean(step, encoded, window.model_input(encoded))
+            self.cache.end_step(step)
+
+            copied = guidance.copied_chunk(step, todo) if self.policy.nearly_clean_copy else None
+            self._log(step, todo, clean, copied, compacts, on_step)
+            if step.finished is not None:
+                yield CleanChunk(step.finished - schedule.offset, window.output(step.finished))
+
+    def _features(self, window: "_Latents", step: Step) -> dict[int, Tensor]:
+        embedded = self.dit.embed(torch.stack([window.model_input(chunk) for chunk in step.chunks]))
+        return dict(zip(step.chunks, embedded, strict=True))
+
+    def _integrate(self, step: Step, window: "_Latents", velocities: dict[int, Tensor]) -> None:
+        for entry in step.window:
+            if entry.chunk in velocities:
+                velocity = velocities[entry.chunk]
+                window.add(entry.chunk, velocity * entry.dt)
+                self.policy.observe(step, entry.chunk, velocity)
+            else:
+                window.add(entry.chunk, self.policy.advance(step, entry.chunk))
+
+    def _log(
+        self,
+        step: Step,
+        todo: tuple[int, ...],
+        clean: int | None,
+        copied: int | None,
+        compacted: bool,
+        on_step: StepCallback | None,
+    ) -> None:
+        reused = tuple(chunk for chunk in step.chunks if chunk not in todo)
+        entry = StepRecord(step.number, tuple(todo), reused, clean, copied, compacted)
+        self.record.steps.append(entry)
+        if on_step is not None:
+            on_step(entry)
+
+    def _check_noise(self, noise: Tensor, schedule: Schedule) -> None:
+        frames = schedule.chunk_num * self.config.runtime.chunk_width
+        if noise.ndim != 5 or noise.shape[0] != 1 or noise.shape[2] != frames:
+            raise ValueError(
+                f"noise has shape {tuple(noise.shape)}; (1, channels, {frames}, H, W) is needed for "
+                f"{schedule.chunk_num} chunks of {self.config.runtime.chunk_width} latent frames"
+            )
+
+
+class _Latents:
+    """The latents of all chunks, and the given frames that overwrite the beginning of some."""
+
+    def __init__(self, noise: Tensor, prefix: Tensor | None, chunk_width: int) -> None:
+        """``noise`` (16, frames, H, W), ``prefix`` (16, P, H, W) or None."""
+        self.chunks = list(noise.split(chunk_width, dim=1))
+        self.prefix = prefix
+        self.given = 0 if prefix is None else prefix.shape[1]
+        self.chunk_width = chunk_width
+
+    def given_frames(self, chunk: int) -> int:
+        """How many frames at the start of ``chunk`` are given."""
+        return max(0, min(self.chunk_width, self.given - chunk * self.chunk_width))
+
+    def overwrite(self, step: Step) -> None:
+        """Put the given frames back into the chunks of the window; the last step moved them like the others."""
+        for chunk in step.chunks:
+            self.chunks[chunk] = self.model_input(chunk)
+
+    def model_input(self, chunk: int) -> Tensor:
+        """What the model sees of ``chunk``: (16, T, H, W) with the given frames in place."""
+        count = self.given_frames(chunk)
+        if count == 0:
+            return self.chunks[chunk]
+        start = chunk * self.chunk_width
+        return torch.cat([self.prefix[:, start : start + count], self.chunks[chunk][:, count:]], dim=1)
+
+    def add(self, chunk: int, change: Tensor) -> None:
+        self.chunks[chunk] = self.chunks[chunk] + change
+
+    def output(self, chunk: int) -> Tensor:
+        """(1, 16, frames, H, W) without the given frames; the chunk of a given image is returned whole."""
+        count = 0 if self.given == 1 else self.given_frames(chunk)
+        return self.chunks[chunk][None, :, count:]
