@@ -52,9 +52,14 @@ class VitConfig:
     @classmethod
     def from_dict(cls, ddconfig: dict[str, Any]) -> "VitConfig":
         """Read a ``ddconfig``; raises ``ValueError`` for unknown keys and for configurations that cannot work."""
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(ddconfig) - known):
+        known = {field.name: field.type for field in fields(cls)}
+        if unknown := sorted(set(ddconfig) - set(known)):
             raise ValueError(f"VAE ddconfig has unknown keys {unknown}; known keys: {sorted(known)}")
+        for key, value in ddconfig.items():
+            # isinstance alone would take True for the number 1.
+            accepted = known[key] if known[key] in (bool, int) else (int, float, type(None))
+            if not isinstance(value, accepted) or isinstance(value, bool) != (accepted is bool):
+                raise ValueError(f"VAE ddconfig: {key} must be of type {known[key]}, got {value!r}")
         config = cls(**ddconfig)
         config._refuse_what_cannot_work()
         return config
@@ -89,12 +94,9 @@ class VitConfig:
             raise ValueError(
                 f"VAE attn_drop_rate={self.attn_drop_rate}: only 0 gives a deterministic result; set it to 0"
             )
-        if min(*self.native_grid, self.embed_dim, self.depth, self.num_heads, self.z_chans, self.in_chans) < 1:
-            raise ValueError(
-                f"VAE sizes must be positive and at least one patch: video_length={self.video_length}, "
-                f"video_size={self.video_size} in patches of {self.patch_length} frames and {self.patch_size} pixels, "
-                f"embed_dim={self.embed_dim}, depth={self.depth}, num_heads={self.num_heads}, z_chans={self.z_chans}"
-            )
+        sizes = {field.name: getattr(self, field.name) for field in fields(self) if field.type is int}
+        if min(sizes.values()) < 1 or self.video_length < self.patch_length or self.video_size < self.patch_size:
+            raise ValueError(f"VAE sizes must be positive, and those of a video at least those of a patch; got {sizes}")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"VAE embed_dim={self.embed_dim} is not a multiple of num_heads={self.num_heads}")
         if not self.use_final_proj and self.embed_dim % self.patch_volume:
