@@ -213,7 +213,7 @@ class EngineConfig(_Section):
     enable_cuda_graph: bool
 
     # Ours, absent from the published files.
-    attention_backend: Literal["auto", "sdpa"] = "auto"
+    attention_backend: Literal["auto", "sdpa", "eager"] = "auto"
 
 
 class MagiConfig(_Section):
