@@ -163,6 +163,11 @@ def clean_caption(text: str) -> str:
     """Clean a prompt as MAGI-1 does: the 34 steps, and all of them once more on the result.
 
     Not idempotent: "&lt;b&gt;" is text after one application and a tag in the next. An empty result is legal
-    (Chinese ideographs, for one, are removed). Raises ValueError if the HTML parser gives the text up.
+    (Chinese ideographs, for one, are removed). Raises ValueError for text that is not valid Unicode, as undecodable
+    bytes of a command line are, and for markup that the HTML parser gives up on.
     """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the prompt is not valid Unicode at character {error.start + 1}: {error.reason}") from error
     return clean_caption_once(clean_caption_once(text))

@@ -70,6 +70,11 @@ def test_hopeless_markup_is_a_clear_error():
         clean_caption("a cat <![<")
 
 
+def test_text_that_is_not_unicode():
+    with pytest.raises(ValueError, match="not valid Unicode at character 5"):
+        clean_caption("cat \udcff")
+
+
 @pytest.mark.parametrize("unit", ["a.", "a-", "1a", "<b>", ".pn", "a/", "worldwide ", "word "])
 def test_ten_thousand_characters_stay_ten_thousand(unit):
     # No rule may blow up on a long prompt: the patterns are linear or nearly so on these.
