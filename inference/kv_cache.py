@@ -70,8 +70,8 @@ class KVCache:
         start, end = self.visible(chunk, key_start)
         return self.memory[layer, start:end]
 
-    def keep_queries(self, layer: int, chunks: tuple[int, ...], q: Tensor) -> None:
-        """Offered at every forward that writes: the queries ``(E, N, H, d)`` of ``chunks``. The plain cache has no
+    def keep_queries(self, layer: int, q: Tensor) -> None:
+        """Offered at every forward of the window: the queries (N, H, d) of its newest chunk. The plain cache has no
         use for them.
         """
         return None

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,11 +13,19 @@ from inference.model.attention import attend
 
 @dataclass(frozen=True)
 class Entry:
-    """One chunk of a forward. ``alone``: it sees its own tokens only, and its keys are not kept."""
+    """One chunk of a forward.
+
+    ``role``: "window", a chunk being denoised; "clean", a given or finished one, encoded for its keys; "alone", one
+    that sees its own tokens only and whose keys are not kept.
+    """
 
     chunk: int
     key_start: int = 0
-    alone: bool = False
+    role: Literal["window", "clean", "alone"] = "window"
+
+    @property
+    def alone(self) -> bool:
+        return self.role == "alone"
 
 
 class CachedAttention:
@@ -33,6 +42,7 @@ class CachedAttention:
         self.entries = tuple(entries)
         self.backend = backend
         self._written = tuple(i for i, entry in enumerate(self.entries) if not entry.alone)
+        self._noisy = [i for i in self._written if self.entries[i].role == "window"]
         if self._written != tuple(range(len(self._written))):
             raise ValueError(f"entries that stand alone must come last, got {self.entries}")
         for i in self._written:
@@ -52,7 +62,9 @@ class CachedAttention:
             return attend(q, kv, self.backend)
         for i in self._written:
             self.cache.write(layer, self.entries[i].chunk, kv[i])
-        self.cache.keep_queries(layer, tuple(self.entries[i].chunk for i in self._written), q[: len(self._written)])
+        if self._noisy:
+            newest = max(self._noisy, key=lambda i: self.entries[i].chunk)
+            self.cache.keep_queries(layer, q[newest])
         outputs = []
         for i, entry in enumerate(self.entries):
             keys = kv[i] if entry.alone else self.cache.view(layer, entry.chunk, entry.key_start)

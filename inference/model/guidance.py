@@ -70,12 +70,12 @@ class Guidance:
         """Encode the wholly given chunks, latents (16, T, H, W) each, together and clean; their keys stay in the
         cache.
         """
-        entries = [Entry(chunk, self.schedule.prefix_key_start(chunk)) for chunk in chunks]
+        entries = [Entry(chunk, self.schedule.prefix_key_start(chunk), "clean") for chunk in chunks]
         self._encode_clean("prefix", entries, list(chunks.values()), k=0)
 
     def encode_clean(self, step: Step, chunk: int, latents: Tensor) -> None:
         """Encode one finished chunk on its own, as if in front of the window of the step after ``step``."""
-        entries = [Entry(chunk, self.schedule.clean_key_start(chunk))]
+        entries = [Entry(chunk, self.schedule.clean_key_start(chunk), "clean")]
         self._encode_clean("clean", entries, [latents], k=(step.k + 1) % self.schedule.steps_per_stage)
 
     def velocities(
@@ -113,7 +113,7 @@ class Guidance:
         entries, x, t, captions = self._window(step, latents, todo, clean, conditional=True)
         copied = self.copied_chunk(step, todo) if with_copy else None
         if copied is not None:
-            entries.append(Entry(copied, alone=True))
+            entries.append(Entry(copied, role="alone"))
             x.append(latents[copied])
             t.append(step.of(copied).t)
             captions.append(self.captions.packed_cond(copied))
@@ -137,7 +137,7 @@ class Guidance:
         if not todo:
             return {}
         front = 0 if clean is None else 1
-        entries = [Entry(chunk, alone=True) for chunk in todo]
+        entries = [Entry(chunk, role="alone") for chunk in todo]
         alone = self._forward("alone", entries, x[front:], t[front:], captions[front:], DROPPED_ROW, step.k)
         velocities = {}
         for i, chunk in enumerate(todo):
@@ -159,7 +159,7 @@ class Guidance:
         """
         entries, x, t, captions = [], [], [], []
         if clean is not None:
-            entries.append(Entry(clean, step.clean_key_start))
+            entries.append(Entry(clean, step.clean_key_start, "clean"))
             x.append(latents[clean])
             t.append(self.config.runtime.clean_t)
             captions.append(self.captions.packed_null())

@@ -7,6 +7,9 @@ for the decoder this equals the published autocast policy (float32 layer norms f
 because every layer norm is followed by a layer that rounds its input to bfloat16 anyway.
 """
 
+import json
+import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +19,12 @@ from einops import rearrange
 from torch import nn
 
 from inference.model.vit_blocks import Grid, TokenTransformer, VitConfig
+from inference.model.weights import load_weights
 
+logger = logging.getLogger(__name__)
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "diffusion_pytorch_model"
 _LOGVAR_RANGE = (-30.0, 20.0)
 # Fixed in the published model, whatever its patch length.
 _FRAMES_OF_AN_IMAGE = 4
@@ -159,3 +167,37 @@ class ViTVAE(ModelMixin, ConfigMixin):
             )
         video = self.decoder(latent.to(self.dtype))
         return video[:, :, :1] if one_latent_is_image and latent.shape[2] == 1 else video
+
+
+def load_vae(directory: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> ViTVAE:
+    """Load a VAE from a diffusers-style folder: ``config.json`` and ``diffusion_pytorch_model`` in safetensors.
+
+    Built on the meta device and loaded strictly; returned in evaluation mode, its parameters frozen.
+    Raises ``FileNotFoundError`` without ``config.json``, ``ValueError`` for one that describes no VAE that can work,
+    ``WeightsError`` for weights that are absent, pickled, damaged or not those of this model (all tensors named).
+    """
+    directory = Path(directory)
+    arguments = _read_config(directory / CONFIG_NAME)
+    with torch.device("meta"):
+        vae = ViTVAE(**arguments)
+    for half in (vae.encoder, vae.decoder):  # ModelMixin.to would log a warning about modules we do not have
+        half.to(dtype)
+    load_weights(vae, directory, device=device, name="VAE", base_name=WEIGHTS_NAME)
+    return vae.eval().requires_grad_(False)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The constructor's arguments out of a folder's ``config.json``."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no VAE here: {path} does not exist; expected it beside {WEIGHTS_NAME}.safetensors")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("ddconfig"), dict):
+        raise ValueError(f"{path} describes no VAE: it has no dictionary under the key 'ddconfig'")
+    arguments = {key: content[key] for key in ("ddconfig", "model_type") if key in content}
+    # Keys with an underscore are notes of diffusers about itself.
+    if ignored := [key for key in content if key not in arguments and not key.startswith("_")]:
+        logger.warning("%s: keys without a meaning here are ignored: %s", path, ", ".join(ignored))
+    return arguments

@@ -1,0 +1,142 @@
+"""A KV cache of fixed size: finished chunks are squeezed so that a new one always finds room (arXiv 2602.10825).
+
+The memory is allocated once, ``total_cache_chunk_nums`` chunks per layer. When it is full and another chunk is about
+to enter, the clean chunks (with what earlier compressions kept of their predecessors) give up one chunk's room; every
+layer and every key/value group keeps its own tokens. Where tokens lie is the ledger's business, which are kept that
+of ``scoring``.
+"""
+
+import torch
+from torch import Tensor
+
+from flowcache.config import FlowCacheConfig
+from flowcache.ledger import Ledger
+from flowcache.scoring import Selection, mixed_score, select, select_queries
+from inference.kv_cache import KVCache, KVGeometry
+from inference.schedule import Schedule, Step
+
+
+class CompressedKVCache(KVCache):
+    """Bounded KV cache; with room for the whole video it is the plain cache, bit for bit."""
+
+    def __init__(self, geometry: KVGeometry, config: FlowCacheConfig) -> None:
+        super().__init__(geometry)
+        self.config = config
+        self.selection = Selection(
+            strategy=config.compress_strategy,
+            mix_lambda=config.mix_lambda,
+            weighting=config.score_weighting_method,
+            power=config.power,
+            chunk_tokens=geometry.chunk_tokens,
+            frame_tokens=geometry.frame_tokens,
+        )
+        self.ledger = Ledger(config.total_cache_chunk_nums, geometry.chunk_tokens)
+        # Per layer: indices (keep, G) into the compressible region, of the latest compression; read by tests and
+        # reports.
+        self.last_kept: list[Tensor] = []
+        self._schedule: Schedule | None = None
+        self._queries: dict[int, Tensor] = {}
+        self._positions: list[Tensor] = []
+
+    def reset(self, schedule: Schedule) -> None:
+        """Start a new video; ValueError where ``schedule`` does not fit the capacity."""
+        problems = list(self.config.problems(schedule))
+        if problems:
+            raise ValueError("; ".join(problems))
+        capacity = min(self.config.total_cache_chunk_nums, schedule.chunk_num)
+        self._allocate(capacity)
+        self.ledger = Ledger(capacity, self.geometry.chunk_tokens)
+        self.last_kept = []
+        self._schedule = schedule
+        self._queries = {}
+        self._positions = []
+
+    def enter(self, chunk: int) -> None:
+        self.ledger.enter(chunk)
+
+    def span(self, chunk: int) -> tuple[int, int]:
+        return self.ledger.span(chunk)
+
+    def visible(self, chunk: int, key_start: int) -> tuple[int, int]:
+        return self.ledger.visible(chunk, key_start)
+
+    def keep_queries(self, layer: int, q: Tensor) -> None:
+        """Remember the queries (N, H, d) of the newest chunk just computed, where the stage under way ends with a
+        compression.
+
+        A stage begins with a chunk that is always computed, so the latest queries of such a stage are the ones to
+        score with. In three-pass models the pass that writes the cache comes last and its queries are the ones that
+        stay.
+        """
+        if not self._room_is_needed():
+            return
+        chosen = select_queries(q, self.config.query_granularity, self.geometry.frame_tokens)
+        self._queries[layer] = chosen.clone()  # not a view, which would hold the whole layer's queries
+
+    def compacts_after(self, step: Step) -> bool:
+        newest = step.window[-1]
+        return self._room_is_needed() and newest.index == self._require_schedule().steps_per_stage - 1
+
+    def end_step(self, step: Step) -> None:
+        """Make room for one chunk, where the buffer is full and a new chunk enters at the next step."""
+        if not self.compacts_after(step):
+            return
+        last_clean = step.finished if step.finished is not None else step.chunks[0] - 1
+        clean = self.ledger.count_clean(last_clean)
+        tokens, chunk = self.ledger.clean_tokens(clean), self.geometry.chunk_tokens
+        keep = max(tokens - chunk, chunk)
+        if tokens <= keep:
+            raise RuntimeError(
+                f"step {step.number}: only {tokens} clean tokens in a full cache of {self.ledger.capacity}; at least "
+                f"{2 * chunk} are needed to make room for a chunk of {chunk}"
+            )
+        used = self.ledger.used
+        positions = self._clean_positions(tokens)
+        self.last_kept = [
+            self._compact_layer(layer, tokens, keep, used, positions[layer]) for layer in range(self.geometry.layers)
+        ]
+        self.ledger.compact(clean, keep)
+        self._queries = {}
+
+    def _room_is_needed(self) -> bool:
+        """The buffer is full and not all chunks have entered."""
+        last = self._require_schedule().chunk_num - 1
+        return self.ledger.full and self.ledger.whole[-1] < last
+
+    def _require_schedule(self) -> Schedule:
+        if self._schedule is None:
+            raise RuntimeError("the cache was not reset for a video yet")
+        return self._schedule
+
+    def _compact_layer(self, layer: int, tokens: int, keep: int, used: int, positions: Tensor | None) -> Tensor:
+        """Squeeze the first ``tokens`` of a layer to ``keep`` and move the whole chunks behind them up; returns what
+        was kept.
+        """
+        region = self.memory[layer, :tokens]  # (L, G, 2d)
+        keys = region[..., : self.geometry.head_width]
+        queries = self._queries[layer]
+        if self.config.score_dtype == "float32":
+            queries, keys = queries.float(), keys.float()
+        score = mixed_score(queries, keys, self.selection.mix_lambda, positions)
+        kept = select(score, keep, self.selection, positions)  # (G, keep)
+        if positions is not None:
+            kept = kept.sort(dim=-1).values
+            self._positions[layer] = positions.gather(1, kept)
+        index = kept.T[..., None].expand(-1, -1, region.shape[-1])
+        self.memory[layer, :keep] = region.gather(0, index)
+        self.memory[layer, keep : keep + used - tokens] = self.memory[layer, tokens:used].clone()
+        return kept.T
+
+    def _clean_positions(self, tokens: int) -> list[Tensor | None]:
+        """Original position in the video of every clean token, (G, tokens) per layer; Nones where the published order
+        is kept.
+        """
+        layers, groups = self.geometry.layers, self.geometry.groups
+        if self.config.kept_order == "score":
+            return [None] * layers
+        first = self.ledger.whole[0] * self.geometry.chunk_tokens
+        device = self.memory.device
+        fresh = first + torch.arange(tokens - self.ledger.kept, device=device).expand(groups, -1)
+        if not self._positions:
+            self._positions = [fresh.new_empty(groups, 0)] * layers
+        return [torch.cat([known, fresh], dim=1) for known in self._positions]
