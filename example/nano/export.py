@@ -1,0 +1,78 @@
+"""Training checkpoints to the folders of a published model: `python -m example.nano.export`.
+
+Writes `weights/` (transformer, VAE, T5 with its tokenizer, special tokens) from the averaged weights in `work/`,
+with every tensor in the type in which a published distilled checkpoint stores it, and the measured scale factor into
+`configs/model/nano.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from example.nano.latents import load_vae
+from example.nano.model import CONFIG, NanoModel, magi_config
+from example.nano.text import save_text_encoder, special_tokens
+from example.nano.training import WORK, load_checkpoint
+from inference.model.dit import VideoDiT
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+def stored_transformer(model: NanoModel) -> dict[str, Tensor]:
+    """The transformer's tensors in their stored types: layers in bfloat16, what surrounds them in float32."""
+    config = magi_config().model.model_copy(update={"params_dtype": "torch.bfloat16"})
+    with torch.device("meta"):
+        types = {name: tensor.dtype for name, tensor in VideoDiT(config, distill=True).state_dict().items()}
+    return {name: tensor.detach().to(types[name]).contiguous() for name, tensor in model.dit.state_dict().items()}
+
+
+def write_scale_factor(scale_factor: float) -> None:
+    data = json.loads(CONFIG.read_text())
+    text, old = CONFIG.read_text(), data["runtime_config"]["scale_factor"]
+    changed = text.replace(f'"scale_factor": {old}', f'"scale_factor": {scale_factor}')
+    beside = CONFIG.with_suffix(".part")
+    beside.write_text(changed)
+    beside.replace(CONFIG)
+
+
+def export(checkpoint: Path, folder: Path) -> None:
+    state = load_checkpoint(checkpoint)
+    model = NanoModel(magi_config().model).eval()
+    model.load_averaged(state["average"])
+    if folder.exists():
+        shutil.rmtree(folder)
+    transformer = folder / "magi" / "inference_weight.distill"
+    transformer.mkdir(parents=True)
+    save_file(stored_transformer(model), transformer / "model.safetensors", metadata={"format": "pt"})
+    # A copy: the loaded one is shared within the process.
+    vae = type(load_vae()).from_config(load_vae().config)
+    vae.load_state_dict(load_vae().state_dict())
+    vae.to(torch.bfloat16).save_pretrained(folder / "vae")
+    save_text_encoder(folder / "t5" / "t5-v1_1-xxl", model.t5)
+    np.savez(folder / "special_tokens.npz", **special_tokens())
+    # Rounded as training used it: nothing depends on more digits.
+    write_scale_factor(round(state["scale_factor"], 6))
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    for file in sorted(files):
+        print(f"{file.stat().st_size:>10,} {file.relative_to(folder)}")
+    print(f"{sum(file.stat().st_size for file in files):>10,} bytes in all, after {state['step']} steps")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, default=WORK / "dit.pt")
+    parser.add_argument("--folder", type=Path, default=WEIGHTS)
+    args = parser.parse_args()
+    export(args.checkpoint, args.folder)
+
+
+if __name__ == "__main__":
+    main()

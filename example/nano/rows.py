@@ -1,0 +1,199 @@
+"""Training rows of the transformer: the states that the sampler will show it, several chunks of one clip side by side.
+
+A *row* is a few chunks (*slots*) that attend to one another as in the sampler: each to a contiguous range of slots
+up to itself. With `window_size` 4 and key windows [5, 4, 3, 2] every noisy chunk of a running window sees the noisy
+chunks before it and exactly one clean chunk, so `[clean, d3, d2, d1, d0]` *is* the sampler's state; `d3` is the
+chunk at the largest pipeline depth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from example.nano.data import Scene
+from example.nano.latents import PERIOD, TILE_LATENTS, LatentClips
+
+CHUNK_WIDTH = 6
+WINDOW = 4
+CLEAN_T = 0.9999
+CLEAN = -1
+STEP_COUNTS = (8, 16, 32, 64)
+_STEP_SHARES = (0.15, 0.2, 0.3, 0.35)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One chunk of a row: pipeline depth 0..3 or CLEAN, chunk number within the row, first slot that it sees."""
+
+    depth: int
+    chunk: int
+    start: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Slots of a row. `from_start`: chunk 0 of the row is the first of the video. `share`: how often it is drawn."""
+
+    name: str
+    share: float
+    rows: int
+    from_start: bool
+    slots: tuple[Slot, ...]
+
+
+def _consecutive(depths: tuple[int, ...], full_history: bool = False) -> tuple[Slot, ...]:
+    """Chunks after one another; clean ones see only themselves, as with `clean_chunk_kvrange` 1, unless all history
+    is seen.
+    """
+    return tuple(Slot(d, i, i if d == CLEAN and not full_history else 0) for i, d in enumerate(depths))
+
+
+LAYOUTS = (
+    Layout("running", 0.44, 8, False, _consecutive((CLEAN, 3, 2, 1, 0))),
+    Layout("start", 0.16, 10, True, _consecutive((3, 2, 1, 0))),
+    # The nearly-clean copy (sees itself only), then the first three stages of a video.
+    Layout(
+        "ramp", 0.2, 6, True,
+        (Slot(3, 0, 0), Slot(0, 0, 1), Slot(1, 0, 2), Slot(0, 1, 2), Slot(2, 0, 4), Slot(1, 1, 4), Slot(0, 2, 4)),
+    ),
+    Layout("after_prefix", 0.06, 8, False, _consecutive((CLEAN, CLEAN, CLEAN, 1, 0))),
+    Layout("after_short_prefix", 0.06, 8, False, _consecutive((CLEAN, 2, 1, 0))),
+    Layout("full_history", 0.08, 6, False, _consecutive((CLEAN, CLEAN, CLEAN, 3, 2, 1, 0), full_history=True)),
+)  # fmt: skip
+
+
+def noise_level(u: Tensor) -> Tensor:
+    """The sampler's schedule: share of the steps done to t (0 noise, 1 clean)."""
+    squared = u * u
+    return squared / 3 / (1 - 2 / 3 * squared)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Entries (E = rows x slots, row by row) of one forward, and what the loss needs.
+
+    `x`, `velocity` (E, 16, 6, H, W); `t` (E,); `foreground`, `given` (E, 1, 6, H, W) bool; `depth` (E,) with -1 for
+    clean; `null` and `remaining`: per entry whether it reads the null caption, and how many chunks come after it.
+    """
+
+    layout: Layout
+    scenes: list[Scene]
+    x: Tensor
+    velocity: Tensor
+    t: Tensor
+    foreground: Tensor
+    given: Tensor
+    depth: Tensor
+    null: list[bool]
+    remaining: list[int]
+    first_frames: list[int]
+    num_steps: int
+
+
+def draw_layout(rng: np.random.Generator) -> Layout:
+    shares = np.array([layout.share for layout in LAYOUTS])
+    return LAYOUTS[int(rng.choice(len(LAYOUTS), p=shares / shares.sum()))]
+
+
+def _clean_slot(x1: Tensor, x0: Tensor, rng: np.random.Generator) -> tuple[Tensor, float, bool]:
+    """A chunk that is done, as the cache holds it: input, noise level, whether it reads the null caption.
+
+    Mostly the sampler's clean pass; sometimes what is left of the last noisy steps where that pass is skipped. A
+    little noise stands for the errors of generated chunks.
+    """
+    if rng.uniform() < 0.7:
+        return x1 + float(rng.uniform(0, 0.15)) * torch.randn_like(x1), CLEAN_T, True
+    t = float(noise_level(torch.tensor(rng.uniform(0.96, 1.0))))
+    return t * x1 + (1 - t) * x0, t, False
+
+
+def make_batch(clips: LatentClips, layout: Layout, rng: np.random.Generator, rows: int | None = None) -> Batch:
+    """Draw clips and noise for one layout. Gaussian noise comes from torch's global generator, the rest from `rng`."""
+    slots = layout.slots
+    chunk_count = 1 + max(slot.chunk for slot in slots)
+    parts: dict[str, list] = {
+        name: [] for name in ("x", "v", "t", "fg", "given", "null", "remaining", "first", "scenes")
+    }
+    rows = rows or layout.rows
+    for row in range(rows):
+        clip, tile = int(rng.integers(len(clips.scenes))), int(rng.integers(PERIOD // TILE_LATENTS))
+        latents, foreground = clips.window(clip, tile, chunk_count * CHUNK_WIDTH)
+        base = 0 if layout.from_start else int(rng.integers(0, 9))
+        after = int(rng.integers(0, 9))
+        image = layout.from_start and rng.uniform() < 0.25
+        part_given = layout.name == "after_short_prefix" and rng.uniform() < 0.5
+        share = (
+            row + float(rng.uniform())
+        ) / rows  # how far the stage is, the same for the whole window; spread evenly
+        parts["scenes"].append(clips.scenes[clip])
+        for slot in slots:
+            span = slice(slot.chunk * CHUNK_WIDTH, (slot.chunk + 1) * CHUNK_WIDTH)
+            x1 = latents[span].transpose(0, 1)
+            x0 = torch.randn_like(x1)
+            given = torch.zeros(1, CHUNK_WIDTH, *x1.shape[2:], dtype=torch.bool)
+            if slot.depth == CLEAN:
+                x, t, null = _clean_slot(x1, x0, rng)
+            else:
+                t, null = float(noise_level(torch.tensor((slot.depth + share) / WINDOW))), False
+                x = t * x1 + (1 - t) * x0
+            velocity = x1 - x0
+            if image and slot.chunk == 0:
+                given[:, :1] = True
+                x[:, 0] = clips.images[clip, tile].float()
+            if part_given and slot.chunk == 1:
+                given[:, :2] = True
+                x[:, :2] = x1[:, :2]
+            # What is given stays as it is.
+            velocity = torch.where(given, torch.zeros(()), velocity)
+            parts["x"].append(x)
+            parts["v"].append(velocity)
+            parts["t"].append(t)
+            parts["fg"].append(foreground[span][None])
+            parts["given"].append(given)
+            parts["null"].append(null)
+            parts["remaining"].append(after + chunk_count - 1 - slot.chunk)
+            parts["first"].append((base + slot.chunk) * CHUNK_WIDTH)
+    count = len(parts["scenes"])
+    return Batch(
+        layout=layout,
+        scenes=parts["scenes"],
+        x=torch.stack(parts["x"]),
+        velocity=torch.stack(parts["v"]),
+        t=torch.tensor(parts["t"], dtype=torch.float32),
+        foreground=torch.stack(parts["fg"]),
+        given=torch.stack(parts["given"]),
+        depth=torch.tensor([slot.depth for slot in slots]).repeat(count),
+        null=parts["null"],
+        remaining=parts["remaining"],
+        first_frames=parts["first"],
+        num_steps=int(rng.choice(STEP_COUNTS, p=_STEP_SHARES)),
+    )
+
+
+class RowAttention:
+    """Attention context of a batch: every slot to the slots of its own row that it may see.
+
+    Plain matmul, softmax, matmul: on a CPU faster to train than the fused kernel.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self.starts = [slot.start for slot in layout.slots]
+
+    def attend(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
+        """`q` (E, N, H, d), `kv` (E, N, G, 2d) to (E, N, H * d)."""
+        slots, groups, width = len(self.starts), kv.shape[2], q.shape[-1]
+        q = rearrange(q * width**-0.5, "(b s) n (g r) d -> s b g (r n) d", s=slots, g=groups)
+        k = rearrange(kv[..., :width], "(b s) n g d -> b g d (s n)", s=slots)
+        v = rearrange(kv[..., width:], "(b s) n g d -> b g (s n) d", s=slots)
+        tokens = kv.shape[1]
+        outputs = []
+        for slot, start in enumerate(self.starts):
+            seen = slice(start * tokens, (slot + 1) * tokens)
+            weights = torch.matmul(q[slot], k[..., seen]).softmax(-1)
+            outputs.append(torch.matmul(weights, v[:, :, seen]))
+        return rearrange(torch.stack(outputs), "s b g (r n) d -> (b s) n (g r d)", n=tokens)

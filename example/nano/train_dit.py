@@ -1,0 +1,170 @@
+"""Train transformer and text encoder together by flow matching: `python -m example.nano.train_dit --minutes 75`.
+
+Needs `work/vae.pt` (see train_vae); encodes the training clips into `work/latents.pt` the first time. Writes
+`work/dit.pt`, curves `work/dit.png`; `--resume` goes on. Look at sampled videos (`python -m example.nano.preview`),
+not at the loss.
+
+Foreground latents count several times as much as the background at first, or the objects never come out; the weight
+falls to 1 at the end, since it makes the model draw objects twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from example.nano.data import caption
+from example.nano.latents import LATENTS, LatentClips, build, load
+from example.nano.model import NanoModel, magi_config
+from example.nano.rows import LAYOUTS, Batch, RowAttention, draw_layout, make_batch
+from example.nano.text import CaptionReader, build_tokenizer, special_tokens
+from example.nano.training import (
+    WORK,
+    Average,
+    Budget,
+    Log,
+    Optimizers,
+    learning_rate_factor,
+    load_checkpoint,
+    restart_tuned,
+    save_checkpoint,
+)
+from inference.model.dit import Captions
+
+CHECKPOINT = WORK / "dit.pt"
+# Of the depths 0 (noise) .. 3 (nearly clean): the first stage moves a chunk by 2 % of its way only.
+_DEPTH_WEIGHTS = torch.tensor([0.6, 1.0, 1.3, 1.1])
+# Not matrices of hidden layers: trained with AdamW.
+_NOT_HIDDEN = ("embed", "y_proj", "final_linear", "ada_modulate", "relative_attention_bias", "shared", "t_embedder")
+
+
+def predict(model: NanoModel, reader: CaptionReader, batch: Batch, rng: np.random.Generator) -> Tensor:
+    """Velocity of every entry of a batch, each row with a freshly worded caption."""
+    features = reader.encode([caption(scene, rng) for scene in batch.scenes])
+    slots = len(batch.layout.slots)
+    captions = [
+        model.null_caption() if null else reader.with_tokens(features[entry // slots], remaining)
+        for entry, (null, remaining) in enumerate(zip(batch.null, batch.remaining, strict=True))
+    ]
+    return model.dit(
+        batch.x,
+        batch.t,
+        Captions.of(captions),
+        RowAttention(batch.layout),
+        first_frames=batch.first_frames,
+        step_scalar=batch.num_steps / 4 * 2,
+    )
+
+
+def errors(velocity: Tensor, batch: Batch, foreground_weight: float) -> Tensor:
+    """Mean squared error of every entry, foreground latents weighted; (E,)."""
+    weight = 1 + (foreground_weight - 1) * batch.foreground
+    weight = torch.where(batch.given, 0.3, weight)
+    squared = (velocity.float() - batch.velocity).square().mean(1, keepdim=True)
+    return (squared * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
+
+
+def loss_of(velocity: Tensor, batch: Batch, foreground_weight: float) -> Tensor:
+    """Weighted mean over the noisy entries; what is predicted for clean ones is never used."""
+    noisy = batch.depth >= 0
+    weights = _DEPTH_WEIGHTS[batch.depth[noisy]]
+    return (errors(velocity, batch, foreground_weight)[noisy] * weights).sum() / weights.sum()
+
+
+def foreground_weight_at(progress: float, highest: float) -> float:
+    """Constant for half of the training, then linear to 1 at 90 % of it."""
+    return 1 + (highest - 1) * min(1.0, max(0.0, (0.9 - progress) / 0.4))
+
+
+@torch.no_grad()
+def validate(model: NanoModel, weights: dict[str, Tensor], clips: LatentClips) -> dict[str, float]:
+    """Unweighted error on held-out clips by depth, with a clean chunk before (v3..v0) and without history (s3..s0)."""
+    shadow = NanoModel(model.dit.config).eval()
+    shadow.load_averaged(weights)
+    reader = CaptionReader(build_tokenizer(), shadow.t5, special_tokens())
+    figures = {}
+    kept = torch.get_rng_state()
+    for prefix, layout in (("v", LAYOUTS[0]), ("s", LAYOUTS[1])):
+        torch.manual_seed(1)
+        rng = np.random.default_rng(1)
+        batch = make_batch(clips, layout, rng, rows=24)
+        with torch.autocast("cpu", torch.bfloat16):
+            each = errors(predict(shadow, reader, batch, rng), batch, 1.0)
+        figures |= {f"{prefix}{depth}": float(each[batch.depth == depth].mean()) for depth in (3, 2, 1, 0)}
+    torch.set_rng_state(kept)
+    return figures
+
+
+def train(budget: Budget, lr: float, foreground_weight: float, small_until: float, resume: bool) -> None:
+    clips, held_out = load()
+    torch.manual_seed(0)
+    model = NanoModel(magi_config().model, backend="eager")  # faster to train on a CPU than the fused kernel
+    model.initialise()
+    reader = CaptionReader(build_tokenizer(), model.t5, special_tokens())
+    optimizers = Optimizers([model], lr, vector_names=_NOT_HIDDEN)
+    average = Average(model, decay=0.998)
+    log = Log(WORK / "dit.jsonl")
+    step, seconds = 0, 0.0
+    if resume:
+        state = load_checkpoint(CHECKPOINT)
+        model.load_state_dict(state["model"])
+        optimizers.load_state_dict(state["optimizers"])
+        average.weights = state["average"]
+        step, seconds = state["step"], state["seconds"]
+    log.truncate(step if resume else -1)
+    losses: list[float] = []
+    while (progress := budget.progress(step, seconds)) < 1:
+        started = time.monotonic()
+        rng = np.random.default_rng([11, step])
+        torch.manual_seed(step)
+        layout = draw_layout(rng)
+        # Small batches are enough for what is learned first.
+        batch = make_batch(clips, layout, rng, rows=layout.rows if progress > small_until else layout.rows // 2)
+        with torch.autocast("cpu", torch.bfloat16):
+            velocity = predict(model, reader, batch, rng)
+        loss = loss_of(velocity, batch, foreground_weight_at(progress, foreground_weight))
+        loss.backward()
+        optimizers.step(learning_rate_factor(step, progress, warmup_steps=100, decay_from=0.5))
+        average.update(model, step)
+        losses.append(loss.item())
+        step += 1
+        seconds += time.monotonic() - started
+        over = budget.progress(step, seconds) >= 1
+        if step % 200 == 0 or over:
+            row = {"step": step, "minutes": seconds / 60, "loss": float(np.mean(losses[-200:]))}
+            log.add(row | validate(model, average.weights, held_out))
+            log.plot()
+            print(" ".join(f"{name} {value:.4g}" for name, value in log.rows[-1].items()), flush=True)
+        if step % 100 == 0 or over:
+            state = {"model": model.state_dict(), "average": average.weights, "optimizers": optimizers.state_dict()}
+            state |= {"scale_factor": clips.scale_factor, "step": step, "seconds": seconds}
+            save_checkpoint(CHECKPOINT, state)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--minutes", type=float, default=None, help="wall-clock budget (default: 75 unless --steps is given)"
+    )
+    parser.add_argument("--steps", type=int, default=None, help="budget in steps instead")
+    parser.add_argument("--lr", type=float, default=2e-3, help="learning rate (default 2e-3)")
+    parser.add_argument("--foreground_weight", type=float, default=6.0, help="weight of foreground latents (default 6)")
+    parser.add_argument(
+        "--small_until", type=float, default=0.4, help="share of the training with half the batch (default 0.4)"
+    )
+    parser.add_argument("--clips", type=int, default=2400, help="training clips to encode (default 2400)")
+    parser.add_argument("--resume", action="store_true", help="go on from work/dit.pt")
+    args = parser.parse_args()
+    restart_tuned("example.nano.train_dit")
+    if not LATENTS.exists():
+        build(LATENTS, args.clips, held_out_count=100)
+    minutes = args.minutes if args.minutes or args.steps else 75.0
+    train(Budget(args.steps, minutes), args.lr, args.foreground_weight, args.small_until, args.resume)
+
+
+if __name__ == "__main__":
+    main()

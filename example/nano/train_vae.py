@@ -1,0 +1,170 @@
+"""Train the small video autoencoder: `python -m example.nano.train_vae --minutes 10`.
+
+Writes the checkpoint `work/vae.pt`, the curves `work/vae.png` and a sheet of reconstructions `work/vae_sheet.png`.
+Run again with `--resume` to go on. The loss is squared error + 0.1 x absolute error + a small divergence of the
+posterior from the unit normal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from example.nano.data import make_clip
+from example.nano.training import (
+    WORK,
+    Average,
+    Budget,
+    Log,
+    Optimizers,
+    learning_rate_factor,
+    load_checkpoint,
+    restart_tuned,
+    save_checkpoint,
+)
+from inference.model.vae import ViTVAE
+
+# Its native size is the 12-frame time tile of a 64 x 64 video: the position embedding is never resized.
+DDCONFIG = {
+    "video_size": 64,
+    "video_length": 12,
+    "patch_size": 8,
+    "patch_length": 4,
+    "in_chans": 3,
+    "z_chans": 16,
+    "double_z": True,
+    "embed_dim": 128,
+    "depth": 4,
+    "num_heads": 4,
+    "mlp_ratio": 4.0,
+    "qkv_bias": True,
+    "with_cls_token": True,
+    "ln_in_attn": True,
+    "conv_last_layer": True,
+    "use_final_proj": True,
+}
+TILE = 12
+CHECKPOINT = WORK / "vae.pt"
+_HELD_OUT_SEEDS = range(1_000_000, 1_000_064)
+
+
+def tiles(seeds: range) -> torch.Tensor:
+    """One time tile per seed, (N, 3, 12, 64, 64) float32 in [-1, 1]."""
+    clips = np.stack([make_clip(seed, TILE, held_out=None, two_object_share=0.2).frames for seed in seeds])
+    return to_model(torch.from_numpy(clips))
+
+
+def training_tiles(step: int, batch: int) -> torch.Tensor:
+    """The batch of a step. Every fourth is shorter, as the rest of a video is: two latents, one, or one of a still
+    picture.
+    """
+    video = tiles(range(step * batch, (step + 1) * batch))
+    if step % 4:
+        return video
+    kind = step // 4 % 3
+    return video[:, :, :8] if kind == 0 else video[:, :, :4] if kind == 1 else video[:, :, :1].expand(-1, -1, 4, -1, -1)
+
+
+def to_model(frames: torch.Tensor) -> torch.Tensor:
+    """(N, T, H, W, 3) uint8 -> (N, 3, T, H, W) float32 in [-1, 1]."""
+    return frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+
+
+def peak_signal_to_noise(video: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """dB per entry; both in [-1, 1], the video clamped to it."""
+    return 10 * torch.log10(4 / (video.clamp(-1, 1) - truth).square().flatten(1).mean(1))
+
+
+def loss_of(vae: ViTVAE, video: torch.Tensor, kl_weight: float) -> torch.Tensor:
+    """Errors of the reconstruction, and the mean divergence per latent element from the unit normal."""
+    posterior = vae.encode(video)
+    error = vae.decode(posterior.sample()) - video
+    divergence = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
+    return error.square().mean() + 0.1 * error.abs().mean() + kl_weight * divergence
+
+
+@torch.no_grad()
+def evaluate(weights: dict[str, torch.Tensor], video: torch.Tensor, sheet: Path | None) -> dict[str, float]:
+    """Reconstruction of held-out tiles through the posterior mean with the given weights; optionally drawn."""
+    vae = ViTVAE(DDCONFIG).eval()
+    vae.load_state_dict(weights)
+    posterior = vae.encode(video)
+    mean = posterior.mode()
+    decoded = vae.decode(mean)
+    quality = peak_signal_to_noise(decoded, video)
+    if sheet is not None:
+        pairs = torch.stack([video, decoded.clamp(-1, 1)], 1)[:16, :, :, ::6]  # (16, 2, 3, 2, H, W)
+        picture = (
+            pairs.permute(0, 4, 1, 3, 5, 2).reshape(2, 8, 64, 4, 64, 3).permute(1, 2, 0, 3, 4, 5).reshape(8 * 64, -1, 3)
+        )
+        Image.fromarray(((picture + 1) * 127.5).byte().numpy()).save(sheet)
+    return {
+        "psnr": float(quality.mean()),
+        "worst_psnr": float(quality.min()),
+        "latent_std": float(mean.std()),
+        "posterior_std": float(posterior.std.mean()),
+    }
+
+
+def train(budget: Budget, batch: int, lr: float, kl_weight: float, resume: bool) -> None:
+    torch.manual_seed(0)
+    vae = ViTVAE(DDCONFIG)
+    optimizers = Optimizers(
+        [vae], lr, vector_names=("pos_embed", "cls_token", "final_proj", "proj_in", "encoder.last_layer")
+    )
+    average = Average(vae, decay=0.99)
+    log = Log(WORK / "vae.jsonl")
+    step, seconds = 0, 0.0
+    if resume:
+        state = load_checkpoint(CHECKPOINT)
+        vae.load_state_dict(state["model"])
+        optimizers.load_state_dict(state["optimizers"])
+        average.weights = state["average"]
+        step, seconds = state["step"], state["seconds"]
+    log.truncate(step if resume else -1)
+    held_out = tiles(_HELD_OUT_SEEDS)
+    losses: list[float] = []
+    while (progress := budget.progress(step, seconds)) < 1:
+        started = time.monotonic()
+        loss = loss_of(vae, training_tiles(step, batch), kl_weight)
+        loss.backward()
+        optimizers.step(learning_rate_factor(step, progress, warmup_steps=50, decay_from=0.6))
+        average.update(vae, step)
+        losses.append(loss.item())
+        step += 1
+        seconds += time.monotonic() - started
+        if step % 50 == 0:
+            row = {"step": step, "minutes": seconds / 60, "loss": float(np.mean(losses[-50:]))}
+            log.add(row | evaluate(average.weights, held_out, WORK / "vae_sheet.png"))
+            log.plot(logarithmic=("loss",))
+            print(" ".join(f"{name} {value:.4g}" for name, value in log.rows[-1].items()), flush=True)
+        if step % 100 == 0 or budget.progress(step, seconds) >= 1:
+            state = {"model": vae.state_dict(), "average": average.weights, "optimizers": optimizers.state_dict()}
+            save_checkpoint(CHECKPOINT, state | {"step": step, "seconds": seconds})
+    print(evaluate(average.weights, held_out, WORK / "vae_sheet.png"), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--minutes", type=float, default=None, help="wall-clock budget (default: 10 unless --steps is given)"
+    )
+    parser.add_argument("--steps", type=int, default=None, help="budget in steps instead")
+    parser.add_argument("--batch", type=int, default=24, help="tiles per step (default 24)")
+    parser.add_argument("--lr", type=float, default=2e-3, help="learning rate (default 2e-3)")
+    parser.add_argument("--kl_weight", type=float, default=2e-4, help="weight of the divergence (default 2e-4)")
+    parser.add_argument("--resume", action="store_true", help="go on from work/vae.pt")
+    args = parser.parse_args()
+    restart_tuned("example.nano.train_vae")
+    minutes = args.minutes if args.minutes or args.steps else 10.0
+    WORK.mkdir(exist_ok=True)
+    train(Budget(args.steps, minutes), args.batch, args.lr, args.kl_weight, args.resume)
+
+
+if __name__ == "__main__":
+    main()
