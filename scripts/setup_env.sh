@@ -4,7 +4,8 @@
 #
 #   bash scripts/setup_env.sh        (the other scripts call it by themselves; sourcing it does the same)
 
-flowcache_setup_env() (
+# A subshell, so that sourcing this changes nothing in the shell that does.
+(
     set -euo pipefail
     root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
     venv=$root/.venv
@@ -88,15 +89,13 @@ flowcache_setup_env() (
         ! is_ready || exit 0
     fi
     : >"$log"
+    started=$SECONDS
     if ! "$python" -c '' >/dev/null 2>&1; then
         [ ! -e "$venv" ] || say "$venv does not work, it is made anew"
         create
     elif ! is_recent "$python"; then
         fail "$venv has $("$python" --version 2>&1), but Python 3.11 or newer is needed" "Move it away and call this again"
     fi
-    seconds=$SECONDS
     install
-    say "ready after $((SECONDS - seconds)) s"
+    say "ready after $((SECONDS - started)) s"
 )
-
-flowcache_setup_env
