@@ -1,0 +1,118 @@
+"""Who may import whom, and that everything imported from outside is in requirements.txt."""
+
+import ast
+import importlib.metadata
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LIBRARIES = ("inference", "flowcache", "teacache", "metrics")
+FIRST_PARTY = (*LIBRARIES, "scripts", "benchmarks", "example", "tests")
+
+# What a package may import besides itself; a module stands for itself and everything below it.
+ALLOWED = {
+    "inference": (),
+    "metrics": (),
+    "flowcache": ("inference.reuse", "inference.kv_cache", "inference.schedule"),
+    "teacache": ("inference.reuse", "inference.schedule"),
+    "scripts": LIBRARIES,
+    "benchmarks": LIBRARIES,
+    "example": LIBRARIES,
+    "tests": (*LIBRARIES, "example"),  # scripts and benchmarks are run, not imported
+}
+
+
+def imported_modules(source: str, package: str) -> Iterator[tuple[int, str]]:
+    """Line and full name of every import anywhere in ``source``, a module of ``package``."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            yield node.lineno, package
+        elif isinstance(node, ast.ImportFrom):
+            # `from inference import kv_cache` imports a module, `from inference.kv_cache import KVCache` a name of one.
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def forbidden_imports(source: str, package: str) -> list[str]:
+    may = (package, *ALLOWED[package])
+    return [
+        f"line {line}: {module}"
+        for line, module in imported_modules(source, package)
+        if module.split(".")[0] in FIRST_PARTY and not any(f"{module}.".startswith(f"{allowed}.") for allowed in may)
+    ]
+
+
+def modules() -> list[tuple[str, Path]]:
+    return [(package, file) for package in FIRST_PARTY for file in sorted((ROOT / package).rglob("*.py"))]
+
+
+def declared_packages() -> set[str]:
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return {_normalised(re.split(r"[^\w.-]", line)[0]) for line in lines if line and not line.startswith("#")}
+
+
+def _normalised(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.mark.parametrize("package", FIRST_PARTY)
+def test_packages_import_only_what_they_may(package: str) -> None:
+    found = {
+        str(file.relative_to(ROOT)): wrong
+        for owner, file in modules()
+        if owner == package and (wrong := forbidden_imports(file.read_text(encoding="utf-8"), package))
+    }
+    assert not found
+
+
+def test_the_walk_sees_the_repository() -> None:
+    seen = {str(file.relative_to(ROOT)) for _, file in modules()}
+    assert {"inference/config.py", "inference/model/weights.py", "scripts/parity/configs.py"} <= seen
+
+
+@pytest.mark.parametrize(
+    ("package", "source"),
+    [
+        ("inference", "import flowcache.policy"),
+        ("inference", "from flowcache import policy"),
+        ("inference", "def late():\n    from scripts.generate import main"),
+        ("flowcache", "from inference.sampler import Sampler"),
+        ("flowcache", "from inference import sampler"),
+        ("flowcache", "import inference"),
+        ("teacache", "from inference.kv_cache import KVCache"),
+        ("metrics", "import inference.config"),
+        ("tests", "from scripts.generate import main"),
+    ],
+)
+def test_a_forbidden_import_is_seen(package: str, source: str) -> None:
+    assert len(forbidden_imports(source, package)) == 1
+
+
+@pytest.mark.parametrize(
+    ("package", "source"),
+    [
+        ("flowcache", "from inference.kv_cache import KVCache\nfrom inference import reuse"),
+        ("flowcache", "from flowcache.config import FlowCacheConfig\nfrom . import scoring\nimport torch"),
+        ("scripts", "import inference.config, flowcache.policy, scripts.parity.common"),
+    ],
+)
+def test_allowed_imports_pass(package: str, source: str) -> None:
+    assert forbidden_imports(source, package) == []
+
+
+def test_everything_imported_is_declared() -> None:
+    providers = importlib.metadata.packages_distributions()
+    declared, missing = declared_packages(), {}
+    for package, file in modules():
+        for _, module in imported_modules(file.read_text(encoding="utf-8"), package):
+            top = module.split(".")[0]
+            if top in sys.stdlib_module_names or top in FIRST_PARTY:
+                continue
+            if not {_normalised(name) for name in providers.get(top, [top])} & declared:
+                missing[top] = str(file.relative_to(ROOT))
+    assert not missing
