@@ -140,20 +140,27 @@ def sample_scene(rng: np.random.Generator, held_out: bool | None = False, two_ob
             return Scene(background, bodies)
 
 
-def _describe(body: Body, rng: np.random.Generator) -> tuple[str, str]:
+def _describe(body: Body, rng: np.random.Generator, omit: float) -> tuple[str, str]:
     """Noun phrase and verb phrase of one body."""
-    noun = f"a {_pick(rng, _SIZE_WORDS[body.size])} {body.colour} {_pick(rng, _SHAPE_WORDS[body.shape])}"
+    noun = f"{body.colour} {_pick(rng, _SHAPE_WORDS[body.shape])}"
+    if rng.uniform() >= omit:
+        noun = f"{_pick(rng, _SIZE_WORDS[body.size])} {noun}"
+    noun = f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
     verb = _pick(rng, _MOTION_WORDS[body.motion])
-    if body.motion == "still":
+    if body.motion == "still" or rng.uniform() < omit:
         return noun, verb
     adverb = _pick(rng, _SPEED_WORDS[body.speed])
     return noun, (f"{adverb} {verb}" if adverb != "fast" and rng.uniform() < 0.3 else f"{verb} {adverb}")
 
 
-def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """One of many captions that say all of `scene` but where its bodies start."""
+def caption(scene: Scene, rng: np.random.Generator, omit: float = 0.0) -> str:
+    """One of many captions that say all of `scene` but where its bodies start.
+
+    `omit` is the probability with which size and speed are left open, each: captions to train with, so that a prompt
+    need not name them.
+    """
     place = _pick(rng, _BACKGROUND_WORDS[scene.background])
-    parts = [_describe(body, rng) for body in scene.bodies]
+    parts = [_describe(body, rng, omit) for body in scene.bodies]
     opening = _pick(rng, _OPENINGS)
     joiner = " that " if opening.startswith(("a video", "we see")) else " "
     action = " and ".join(noun + joiner + verb for noun, verb in parts)

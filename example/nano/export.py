@@ -20,8 +20,10 @@ from torch import Tensor
 from example.nano.latents import load_vae
 from example.nano.model import CONFIG, NanoModel, magi_config
 from example.nano.text import save_text_encoder, special_tokens
+from example.nano.train_vae import DDCONFIG
 from example.nano.training import WORK, load_checkpoint
 from inference.model.dit import VideoDiT
+from inference.model.vae import ViTVAE
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -52,8 +54,7 @@ def export(checkpoint: Path, folder: Path) -> None:
     transformer = folder / "magi" / "inference_weight.distill"
     transformer.mkdir(parents=True)
     save_file(stored_transformer(model), transformer / "model.safetensors", metadata={"format": "pt"})
-    # A copy: the loaded one is shared within the process.
-    vae = type(load_vae()).from_config(load_vae().config)
+    vae = ViTVAE(DDCONFIG)
     vae.load_state_dict(load_vae().state_dict())
     vae.to(torch.bfloat16).save_pretrained(folder / "vae")
     save_text_encoder(folder / "t5" / "t5-v1_1-xxl", model.t5)

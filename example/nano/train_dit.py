@@ -44,7 +44,7 @@ _NOT_HIDDEN = ("embed", "y_proj", "final_linear", "ada_modulate", "relative_atte
 
 def predict(model: NanoModel, reader: CaptionReader, batch: Batch, rng: np.random.Generator) -> Tensor:
     """Velocity of every entry of a batch, each row with a freshly worded caption."""
-    features = reader.encode([caption(scene, rng) for scene in batch.scenes])
+    features = reader.encode([caption(scene, rng, omit=0.15) for scene in batch.scenes])
     slots = len(batch.layout.slots)
     captions = [
         model.null_caption() if null else reader.with_tokens(features[entry // slots], remaining)

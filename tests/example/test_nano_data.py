@@ -54,6 +54,14 @@ def test_caption_determines_the_attributes() -> None:
         assert spoken == (body.motion != "still")
 
 
+def test_open_captions_leave_out_size_and_speed_only() -> None:
+    scene = data.sample_scene(np.random.default_rng(1))
+    said = data.caption(scene, np.random.default_rng(2), omit=1.0).split()
+    assert scene.bodies[0].colour in said
+    left_out = {word for table in (data._SIZE_WORDS, data._SPEED_WORDS) for words in table.values() for word in words}
+    assert not left_out & set(said)
+
+
 def test_vocabulary_covers_the_captions() -> None:
     known = set(data.words())
     for seed in range(300):
