@@ -9,6 +9,7 @@ A family module offers two functions:
 """
 
 import json
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,3 +60,37 @@ def read_json(path: Path) -> dict:
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     return load_file(str(path))
+
+
+def guarded(family: str, case: str, results: Callable[[], Iterable[CheckResult]]) -> Iterator[CheckResult]:
+    """The results of one case; whatever stops it becomes a failed result, so that the other cases still run."""
+    try:
+        yield from results()
+    except Exception as error:  # noqa: BLE001 - a miss of this case, whatever it was
+        yield CheckResult(family, case, "run", float("inf"), 0, f"{type(error).__name__}: {error}")
+
+
+def listed_cases(
+    directory: Path, family: str, index_name: str, prefix: str
+) -> Iterator[tuple[str, dict | CheckResult]]:
+    """Every case that the index names or a file holds: its index entry, or the failed result where one of the two is
+    missing.
+
+    ``prefix`` is what a case's file name has in front of its name in the index.
+    """
+    files = {path.stem.removeprefix(prefix) for path in directory.glob(f"{family}_*.safetensors")}
+    index = read_json(directory / index_name) if (directory / index_name).exists() else {}
+    for name in sorted(files | set(index)):
+        if name in index and name in files:
+            yield name, index[name]
+        else:
+            where = index_name if name not in index else "the directory"
+            yield name, CheckResult(family, name, "file", float("inf"), 0, f"not in {where}")
+
+
+def equal(family: str, case: str, quantity: str, actual: object, expected: object) -> CheckResult:
+    """An exact comparison of two plain values."""
+    same = actual == expected
+    return CheckResult(
+        family, case, quantity, 0.0 if same else float("inf"), 0, "" if same else f"{actual} != {expected}"
+    )

@@ -3,6 +3,7 @@ and values.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,11 +11,20 @@ from einops import rearrange
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from inference.config import MagiConfig
+from inference.config import PROJECTION_SHARDS, MagiConfig
 from inference.model.attention import attend
 from inference.model.dit import CONDITIONAL_ROW, DROPPED_ROW, Captions, VideoDiT
 from inference.sampler import make_schedule
-from scripts.parity.common import RELATIVE_TOLERANCE, CheckResult, read_json, read_tensors, relative_error
+from scripts.parity.common import (
+    RELATIVE_TOLERANCE,
+    CheckResult,
+    equal,
+    guarded,
+    listed_cases,
+    read_json,
+    read_tensors,
+    relative_error,
+)
 
 FAMILY = "dit_forward"
 INDEX = "dit_forward_index.json"
@@ -75,9 +85,15 @@ def _recorders(dit: VideoDiT, seen: dict[str, Tensor]) -> list[torch.utils.hooks
     def tokens(x: Tensor) -> Tensor:
         return x.flatten(0, 1)[:, None]
 
+    def split_attention(name: str) -> Callable[[nn.Module, tuple], None]:
+        def hook(module: nn.Module, inputs: tuple) -> None:
+            both = rearrange(inputs[0], "e n (s two f) -> two (e n) 1 (s f)", two=2, s=PROJECTION_SHARDS)
+            seen[f"{name}.core_attn"], seen[f"{name}.cross_attn"] = both
+
+        return hook
+
     handles = [
         dit.t_embedder.register_forward_hook(keep("act.t_embedder_first_call", lambda x: x)),
-        dit.y_embedder.y_proj_xattn.register_forward_hook(keep("act.y_xattn", lambda x: x)),
         dit.y_embedder.y_proj_adaln.register_forward_hook(keep("act.y_adaln", lambda x: x[None, None])),
         dit.videodit_blocks.final_layernorm.register_forward_hook(keep("act.final_layernorm", tokens)),
         dit.final_linear.linear.register_forward_hook(keep("act.final_linear", tokens)),
@@ -88,6 +104,7 @@ def _recorders(dit: VideoDiT, seen: dict[str, Tensor]) -> list[torch.utils.hooks
         handles.append(
             layer.ada_modulate_layer.proj.register_forward_hook(keep(f"{name}.ada_modulate", lambda x: x[None]))
         )
+        handles.append(layer.self_attention.linear_proj.register_forward_pre_hook(split_attention(name)))
         handles.append(layer.mlp.register_forward_hook(keep(f"{name}.mlp", tokens)))
         handles.append(layer.register_forward_hook(keep(f"{name}.out", tokens)))
     return handles
@@ -115,6 +132,7 @@ def run_case(directory: Path, case: dict, data: dict[str, Tensor]) -> dict[str, 
     t = data["in.t"][0]
     with torch.no_grad():
         out = dit(latents, t, captions, context, first_frames=first, adaln_row=row, step_scalar=scalar)
+        seen["act.y_xattn"] = dit.y_embedder.tokens(data["in.y_first64"])
         seen["act.condition"] = dit.condition(t, row, scalar)[None]
     for handle in handles:
         handle.remove()
@@ -129,37 +147,31 @@ def run_case(directory: Path, case: dict, data: dict[str, Tensor]) -> dict[str, 
 
 
 def check(directory: Path) -> Iterator[CheckResult]:
-    index_path = directory / INDEX
-    files = {path.stem for path in directory.glob("dit_forward_*.safetensors")}
-    if not index_path.exists():
-        for name in sorted(files):
-            yield CheckResult(FAMILY, name, "index", float("inf"), 0, f"{INDEX} is missing")
-        return
-    index = read_json(index_path)
-    for name in sorted(files | set(index)):
-        if name not in index or name not in files:
-            where = "the index" if name not in index else "the directory"
-            yield CheckResult(FAMILY, name, "file", float("inf"), 0, f"not in {where}")
+    for name, case in listed_cases(directory, FAMILY, INDEX, ""):
+        if isinstance(case, CheckResult):
+            yield case
             continue
-        data = read_tensors(directory / f"{name}.safetensors")
-        seen = run_case(directory, index[name], data)
-        yield from _compare(name, data, seen, bfloat16=index[name].get("params_dtype") == "bfloat16")
+        yield from guarded(FAMILY, name, partial(_check_case, name, case, directory))
+
+
+def _check_case(name: str, case: dict, directory: Path) -> Iterator[CheckResult]:
+    data = read_tensors(directory / f"{name}.safetensors")
+    yield from _compare(name, data, run_case(directory, case, data), case.get("params_dtype") == "bfloat16")
+    tokens = data["in.x"][0, 0].numel() // 4 // case["chunks"]
+    yield equal(FAMILY, name, "latent_hw", list(data["in.x"].shape[-2:]), case["latent_hw"])
+    ranges = [[tokens * bound for bound in window] for window in case["kv_range_chunks"]]
+    yield equal(FAMILY, name, "in.kv_range_tokens", data["in.kv_range_tokens"].tolist(), ranges)
+    yield equal(
+        FAMILY, name, "kv_cache_seeded", any(key.startswith("in.kv_layer") for key in data), case["kv_cache_seeded"]
+    )
 
 
 def _compare(name: str, data: dict[str, Tensor], seen: dict[str, Tensor], bfloat16: bool) -> Iterator[CheckResult]:
     for key in sorted(data):
         if key.startswith("in."):
             continue
-        # What leaves an attention before the concatenation has no module of its own; the layer's output covers it.
-        if key.endswith((".core_attn", ".cross_attn")):
-            continue
         if key not in seen:
             yield CheckResult(FAMILY, name, key, float("inf"), 0, "nothing of ours to compare it with")
             continue
-        if key == "act.y_xattn":
-            mask = data["in.mask_first64"][:, 0].bool()
-            actual, expected = seen[key], data[key][:, 0][mask]
-        else:
-            actual, expected = seen[key], data[key]
-        error = relative_error(actual, expected)
+        error = relative_error(seen[key], data[key])
         yield CheckResult(FAMILY, name, key, error, BFLOAT16_TOLERANCE if bfloat16 else RELATIVE_TOLERANCE)

@@ -1,12 +1,30 @@
 """Family ``kvcompress_*``: scoring and selection of cached tokens on given queries and keys."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
-from flowcache.scoring import Selection, attention_weight, importance, mixed_score, redundancy, select, select_queries
-from scripts.parity.common import RELATIVE_TOLERANCE, CheckResult, read_json, read_tensors, relative_error
+from flowcache.scoring import (
+    POOL_WIDTH,
+    Selection,
+    attention_weight,
+    importance,
+    mixed_score,
+    redundancy,
+    select,
+    select_queries,
+)
+from scripts.parity.common import (
+    RELATIVE_TOLERANCE,
+    CheckResult,
+    equal,
+    guarded,
+    listed_cases,
+    read_tensors,
+    relative_error,
+)
 
 FAMILY = "kvcompress"
 INDEX = "kvcompress_index.json"
@@ -17,14 +35,12 @@ def claims(name: str) -> bool:
 
 
 def check(directory: Path) -> Iterator[CheckResult]:
-    files = {path.stem.removeprefix("kvcompress_") for path in directory.glob("kvcompress_*.safetensors")}
-    index = read_json(directory / INDEX) if (directory / INDEX).exists() else {}
-    for name in sorted(files | set(index)):
-        if name not in index or name not in files:
-            where = "the index" if name not in index else "the directory"
-            yield CheckResult(FAMILY, name, "file", float("inf"), 0, f"not in {where}")
+    for name, case in listed_cases(directory, FAMILY, INDEX, "kvcompress_"):
+        if isinstance(case, CheckResult):
+            yield case
             continue
-        yield from _check_case(name, index[name], read_tensors(directory / f"kvcompress_{name}.safetensors"))
+        data = read_tensors(directory / f"kvcompress_{name}.safetensors")
+        yield from guarded(FAMILY, name, partial(_check_case, name, case, data))
 
 
 def differing_tokens(actual: Tensor, expected: Tensor) -> float:
@@ -56,6 +72,15 @@ def _check_case(name: str, case: dict, data: dict[str, Tensor]) -> Iterator[Chec
     for quantity, actual in computed.items():
         if quantity in data:
             yield CheckResult(FAMILY, name, quantity, relative_error(actual, data[quantity]), RELATIVE_TOLERANCE)
+    sizes = {
+        "clean_chunks": len(key) // selection.chunk_tokens,
+        "kv_heads": key.shape[1],
+        "query_heads": query.shape[1],
+        "head_dim": key.shape[2],
+        "pool_kernel": POOL_WIDTH,
+    }
+    for quantity, actual in sizes.items():
+        yield equal(FAMILY, name, quantity, actual, case[quantity])
     kept = select(score, case["budget_tokens"], selection).T
     yield CheckResult(FAMILY, name, "out.kept_token_index", differing_tokens(kept, data["out.kept_token_index"]), 0)
     for quantity in sorted(set(data) - set(computed) - {"in.key", "in.query", "out.kept_token_index"}):

@@ -1,0 +1,207 @@
+"""Families ``sample_*`` and ``flowcache_*``: whole sampling runs, without caching and with the published FlowCache."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowcache.config import FlowCacheConfig
+from flowcache.kv_cache import CompressedKVCache
+from flowcache.policy import ChunkwiseReuse
+from inference.config import MagiConfig
+from inference.kv_cache import KVCache
+from inference.model.dit import VideoDiT
+from inference.prompt import ChunkCaptions, PromptFlags, SpecialTokens, assemble_captions
+from inference.record import RunRecord, StepRecord
+from inference.reuse import NoReuse
+from inference.sampler import Sampler, kv_geometry, make_schedule
+from inference.schedule import Step
+from scripts.parity.common import (
+    RELATIVE_TOLERANCE,
+    CheckResult,
+    absolute_error,
+    equal,
+    guarded,
+    listed_cases,
+    read_tensors,
+    relative_error,
+)
+from scripts.parity.dit import load_model
+from scripts.parity.kvcompress import differing_tokens
+
+FAMILIES = ("sample", "flowcache")
+ACCUMULATOR_TOLERANCE = 1e-7  # absolute; the reference reached 1e-8
+
+# What the release does and its configuration does not say.
+PUBLISHED_FORM = {
+    "reuse_form": "gain",
+    "clean_pass": False,
+    "protect_last_step": False,
+    "kept_order": "score",
+    "score_dtype": "compute",
+}
+
+
+def claims(name: str) -> bool:
+    return name.startswith(tuple(f"{family}_" for family in FAMILIES))
+
+
+def check(directory: Path) -> Iterator[CheckResult]:
+    for family in FAMILIES:
+        for name, case in listed_cases(directory, family, f"{family}_index.json", f"{family}_"):
+            if isinstance(case, CheckResult):
+                yield case
+                continue
+            yield from guarded(family, name, partial(_check_case, family, name, case, directory))
+
+
+def _check_case(family: str, name: str, case: dict, directory: Path) -> Iterator[CheckResult]:
+    data = read_tensors(directory / f"{family}_{name}.safetensors")
+    run = _Run(directory, case, data)
+    yield from _compare(family, name, case, data, run.results())
+    for quantity, actual in run.counts().items():
+        if quantity in case:
+            yield equal(family, name, quantity, actual, case[quantity])
+
+
+class _RecordingPolicy:
+    """Passes everything on to a policy and keeps the velocities of every step, and its accumulators."""
+
+    def __init__(self, policy: NoReuse | ChunkwiseReuse) -> None:
+        self.policy = policy
+        self.clean_pass = policy.clean_pass
+        self.nearly_clean_copy = policy.nearly_clean_copy
+        self.velocities: dict[int, list[Tensor]] = {}
+        self.accumulated: list[list[float]] = []
+        self.reset = policy.reset
+        self.advance = policy.advance
+
+    def select(self, step: Step, features: Any) -> tuple[int, ...]:
+        todo = self.policy.select(step, features)
+        if isinstance(self.policy, ChunkwiseReuse):
+            self.accumulated.append(list(self.policy.accumulated.values()))
+        return todo
+
+    def observe(self, step: Step, chunk: int, velocity: Tensor) -> None:
+        self.velocities.setdefault(step.number, []).append(velocity)
+        self.policy.observe(step, chunk, velocity)
+
+
+class _Run:
+    """One run of a case and what came out of it, under the names of the reference data."""
+
+    def __init__(self, directory: Path, case: dict, data: dict[str, Tensor]) -> None:
+        self.case = case
+        self.data = data
+        self.dit, self.config = load_model(directory, case)
+        self.prefix = data.get("in.prefix_latents")
+        geometry = kv_geometry(self.config, torch.device("cpu"))
+        self.cache = KVCache(geometry)
+        policy: NoReuse | ChunkwiseReuse = NoReuse()
+        if "flowcache" in case:
+            settings = FlowCacheConfig(**case["flowcache"], **(case["kv_compression"] or {}), **PUBLISHED_FORM)
+            policy = ChunkwiseReuse(settings)
+            if settings.compress_kv_cache:
+                self.cache = CompressedKVCache(geometry, settings)
+        self.policy = _RecordingPolicy(policy)
+        self.kept: list[Tensor] = []
+        self.numbers: list[int] = []
+        self.record = RunRecord()
+
+    def counts(self) -> dict[str, Any]:
+        """What the index states about a run besides its settings."""
+        steps = self.record.steps
+        return {
+            "chunks": self.numbers,
+            "chunk_num": self.record.chunk_num,
+            "forward_steps": len(steps),
+            "reused": self.record.reused,
+            "active": self.record.reused + self.record.computed,
+            "layers": self.config.model.num_layers,
+            "compress_budgets": [len(kept) for kept in self.kept],
+        }
+
+    def results(self) -> dict[str, Tensor]:
+        seen: dict[str, Tensor] = {}
+        captions = reference_captions(self.dit, self.config, self.case, self.data)
+        sampler = Sampler(self.dit, self.config, self.cache, self.policy)
+        for chunk in sampler.run(self.data["in.noise"], captions, self.prefix, on_step=self._after_step):
+            seen[f"out.chunk{chunk.number}"] = chunk.latents
+            self.numbers.append(chunk.number)
+        self.record = sampler.record
+        seen |= {f"out.compress{i:02d}.kept_token_index": kept for i, kept in enumerate(self.kept)}
+        seen["out.reuse_map"] = torch.tensor(self.record.reuse_map())
+        seen["out.accumulated_rel_l1"] = torch.tensor(self.policy.accumulated)
+        seen |= self._intermediate(captions)
+        return seen
+
+    def _after_step(self, step: StepRecord) -> None:
+        if step.compacted and isinstance(self.cache, CompressedKVCache):
+            self.kept += [kept.clone() for kept in self.cache.last_kept]
+
+    def _intermediate(self, captions: ChunkCaptions) -> dict[str, Tensor]:
+        schedule = make_schedule(self.config, 0 if self.prefix is None else self.prefix.shape[2])
+        features, mask = captions.padded_cond()
+        seen = {
+            "mid.t_schedule": torch.from_numpy(schedule.times),
+            "mid.time_interval": torch.tensor(schedule.intervals),
+            "mid.y_cond_first72": features[:, :72],
+            "mid.y_mask_cond_first72": mask[:, :72],
+            "mid.y_mask_null_first72": captions.null_mask[:72].expand(len(mask), -1),
+        }
+        for number, velocities in self.policy.velocities.items():
+            seen[f"mid.velocity_step{number}"] = torch.cat(velocities, dim=1)[None]
+        return seen
+
+
+def reference_captions(dit: VideoDiT, config: MagiConfig, case: dict, data: dict[str, Tensor]) -> ChunkCaptions:
+    """The captions of a case, from its prompt features, padded from 64 positions, and its special tokens."""
+    length, width = config.model.caption_max_length, config.model.caption_channels
+    stored = data["in.mask_first64"].shape[1]
+    features = torch.zeros(1, 1, length, width)
+    features[:, :, :stored] = data["in.caption_first64"]
+    mask = torch.zeros(1, length)
+    mask[:, :stored] = data["in.mask_first64"]
+    prefix = "in.token."
+    tokens = {key.removeprefix(prefix): value for key, value in data.items() if key.startswith(prefix)}
+    return assemble_captions(
+        features,
+        mask,
+        dit.y_embedder.null_caption_embedding,
+        SpecialTokens.from_dict(tokens),
+        PromptFlags.from_switches(case["pad_flags"]),
+        case["chunk_num"],
+        (case["prefix_latent_frames"] or 0) // config.runtime.chunk_width,
+    )
+
+
+def _compare(
+    family: str, name: str, case: dict, data: dict[str, Tensor], seen: dict[str, Tensor]
+) -> Iterator[CheckResult]:
+    produced = {key for key in seen if key.startswith(("out.chunk", "out.compress"))}
+    for key in sorted(produced - set(data)):
+        yield CheckResult(family, name, key, float("inf"), 0, "the reference has no such result")
+    for key in sorted(data):
+        if key.startswith("in."):
+            continue
+        if key not in seen:
+            yield CheckResult(family, name, key, float("inf"), 0, "nothing of ours to compare it with")
+            continue
+        yield CheckResult(family, name, key, *_error(key, case, seen[key], data[key]))
+
+
+def _error(key: str, case: dict, actual: Tensor, expected: Tensor) -> tuple[float, float]:
+    """Error and tolerance of one quantity."""
+    if key.endswith("kept_token_index"):
+        return differing_tokens(actual, expected), 0
+    if key in ("out.reuse_map", "mid.time_interval") or key.startswith("mid.y_mask"):
+        return absolute_error(actual, expected), 0
+    if key == "out.accumulated_rel_l1":
+        return absolute_error(actual, expected), ACCUMULATOR_TOLERANCE
+    if key.startswith("mid.velocity") and actual.shape[2] < expected.shape[2]:
+        # A clean chunk stands in front of this window; the reference kept latents in its place.
+        expected = expected[:, :, expected.shape[2] - actual.shape[2] :]
+    return relative_error(actual, expected), RELATIVE_TOLERANCE
