@@ -31,11 +31,13 @@ def check(directory: Path) -> Iterator[CheckResult]:
         yield from _check_config(name, published)
     if (directory / CHECKPOINTS).exists():
         for variant, listed in read_json(directory / CHECKPOINTS).items():
-            name = variant + CONFIG_SUFFIX
+            name, preset = variant + CONFIG_SUFFIX, PRESETS / f"{variant}.json"
             if name in configs:
                 yield from _check_checkpoint(variant, listed, configs[name])
+            elif preset.exists():
+                yield from _check_checkpoint(variant, listed, read_json(preset))
             else:
-                yield _exact("checkpoint_keys", variant, "configuration", [f"{CONFIGS} holds no {name}"])
+                yield _exact("checkpoint_keys", variant, "configuration", [f"neither {CONFIGS} nor a preset has it"])
 
 
 def _check_config(name: str, published: dict) -> Iterator[CheckResult]:
