@@ -1,0 +1,311 @@
+"""Reading of images and videos as frames of the configured size and rate (docs: MAGI-1 prefix image and video).
+
+Frames are uint8 tensors (T, H, W, 3), RGB. What cannot be read is a FileNotFoundError, an IsADirectoryError or a
+ValueError with the path in it.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+import torch
+from av.error import FFmpegError
+from av.filter import Graph
+from av.stream import Disposition
+from PIL import Image, ImageOps
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+PrefixRule = Literal["first", "last"]
+ImageFit = Literal["fit", "crop", "pad"]
+
+# MAGI-1 keeps the first 32 frames of a clip, FlowCache its last whole seconds.
+FIRST_FRAMES = 32
+LAST_SECONDS = 5
+# Anything smaller is a mistake: a placeholder, a tracking pixel.
+MIN_PICTURE_SIZE = 8
+# Containers with pictures and times. Playlists, which make the reader open other files, are not among them, nor are
+# bare streams: without times there is no frame rate to convert.
+CONTAINERS = (
+    "mov",
+    "matroska",
+    "avi",
+    "mpegts",
+    "mpeg",
+    "flv",
+    "asf",
+    "ogg",
+    "gif",
+    "apng",
+    "nut",
+    "rm",
+    "mxf",
+    "yuv4mpegpipe",
+)
+
+
+def _check_readable_file(path: Path, what: str) -> None:
+    """``what`` is "image" or "video"."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; a {what} file is needed")
+    if not path.is_file():
+        raise FileNotFoundError(f"{what} not found: {path}")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} is empty (0 bytes), not a {what}")
+
+
+def _check_picture_size(path: Path, height: int, width: int) -> None:
+    if min(height, width) < MIN_PICTURE_SIZE:
+        raise ValueError(
+            f"{path} is {width}x{height} pixels; pictures below {MIN_PICTURE_SIZE}x{MIN_PICTURE_SIZE} are refused"
+        )
+
+
+def read_image(path: str | Path, height: int, width: int, fit: ImageFit = "fit") -> Tensor:
+    """An image of any common format as one frame: uint8 (1, height, width, 3), resized bicubically.
+
+    ``fit`` stretches it to the size, as MAGI-1 does; "crop" keeps the aspect ratio and fills the size, "pad" keeps it
+    and puts black bars around. EXIF rotation is applied, transparency is shown on white, of an animation the first
+    frame is taken.
+    """
+    path = Path(path)
+    _check_readable_file(path, "image")
+    try:
+        with Image.open(path) as opened:
+            _check_picture_size(path, opened.height, opened.width)
+            image = _to_rgb(ImageOps.exif_transpose(opened))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+    size = (width, height)
+    if fit == "crop":
+        image = ImageOps.fit(image, size, Image.Resampling.BICUBIC)
+    elif fit == "pad":
+        image = ImageOps.pad(image, size, Image.Resampling.BICUBIC)
+    elif fit == "fit":
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    else:
+        raise ValueError(f"fit must be 'fit', 'crop' or 'pad', got {fit!r}")
+    return torch.from_numpy(np.array(image)).unsqueeze(0)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB of every mode Pillow reads."""
+    if image.mode == "F":
+        raise OSError("floating point pictures have no agreed range of values; convert it to 8 or 16 bits")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # 16-bit grey, which Pillow's own conversion would clip at 255.
+        values = np.asarray(image, dtype=np.float64)
+        if values.min() < 0 or values.max() > 65535:
+            raise OSError(f"grey values from {values.min():g} to {values.max():g}; 0 to 65535 are supported")
+        return Image.fromarray((values / 257.0).round().astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+@dataclass
+class _DecodeReport:
+    """What a container promised and what came of it."""
+
+    promised: int = 0
+    decoded: int = 0
+    damaged: int = 0
+
+    def warn(self, path: Path) -> None:
+        if self.damaged or self.decoded < self.promised:
+            logger.warning(
+                "%s is damaged or incomplete: %d of %d frames could be read",
+                *(path, self.decoded, max(self.promised, self.decoded + self.damaged)),
+            )
+
+
+@contextmanager
+def _open_video(path: Path) -> Iterator[av.container.InputContainer]:
+    """Open a container; what PyAV raises meanwhile becomes a ValueError with the path."""
+    _check_readable_file(path, "video")
+    try:
+        with av.open(str(path), options={"format_whitelist": ",".join(CONTAINERS)}) as container:
+            yield container
+    except FFmpegError as error:
+        raise ValueError(
+            f"{path} cannot be read as a video ({error.strerror}); complete files of the usual containers can: "
+            "mp4, mov, mkv, webm, avi, gif, ..."
+        ) from error
+
+
+def _video_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
+    """The first video stream that is not the cover picture of a piece of music."""
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:
+            return stream
+    kinds = sorted({stream.type for stream in container.streams if stream.type != "video"})
+    raise ValueError(f"{path} has no video stream (it has: {', '.join(kinds) or 'nothing'})")
+
+
+def _read_packets(
+    container: av.container.InputContainer, stream: av.VideoStream, path: Path, report: _DecodeReport
+) -> Iterator[av.Packet | None]:
+    """Intact packets of ``stream``, then an empty one that makes the decoder hand out what it still holds."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except FFmpegError as error:
+            logger.warning("%s: the rest of the file cannot be read: %s", path, error.strerror)
+            yield None
+            return
+        if packet is None:
+            return
+        if packet.is_discard:
+            report.promised -= 1  # before the start of the clip, as its edit list has it
+        if packet.is_corrupt:
+            report.damaged += 1
+        else:
+            yield packet
+
+
+def _decode(container: av.container.InputContainer, path: Path, report: _DecodeReport) -> Iterator[av.VideoFrame]:
+    """Intact frames in order of presentation; damaged packets and pictures are left out and counted."""
+    stream = _video_stream(container, path)
+    stream.thread_type = "AUTO"
+    report.promised = stream.frames
+    for packet in _read_packets(container, stream, path, report):
+        try:
+            frames = stream.decode(packet)
+        except FFmpegError:
+            report.damaged += 1
+            continue
+        for frame in frames:
+            if frame.is_corrupt:
+                report.damaged += 1
+                continue
+            report.decoded += 1
+            if not frame.duration and stream.guessed_rate:
+                # Some containers leave it out; the frame rate filter needs the last one's to see the end of the clip.
+                frame.duration = round(1 / (stream.guessed_rate * frame.time_base))
+            yield frame
+
+
+def _build_graph(frame: av.VideoFrame, start: float, fps: int, height: int, width: int) -> Graph:
+    """ffmpeg's `fps` and `scale` filters, after the rotation that phones write beside the pictures."""
+    graph = Graph()
+    filters = [graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)]
+    turned = {90: [("transpose", "cclock")], 180: [("hflip", None), ("vflip", None)], 270: [("transpose", "clock")]}
+    for name, argument in turned.get(round(frame.rotation) % 360, []):
+        filters.append(graph.add(name, argument))
+    filters.append(graph.add("fps", f"fps={fps}:start_time={start:.6f}"))
+    filters.append(graph.add("scale", f"{width}:{height}:flags=bicubic"))
+    filters.append(graph.add("format", "pix_fmts=rgb24"))
+    filters.append(graph.add("buffersink"))
+    graph.link_nodes(*filters)
+    graph.configure()
+    return graph
+
+
+def _pull(graph: Graph) -> Iterator[Tensor]:
+    """The frames that the graph has ready."""
+    while True:
+        try:
+            frame = graph.vpull()
+        except (BlockingIOError, EOFError):
+            return
+        yield torch.from_numpy(frame.to_ndarray())
+
+
+def _filtered_frames(path: Path, fps: int, height: int, width: int) -> Iterator[Tensor]:
+    """Frames at ``fps``, resized: each uint8 (height, width, 3)."""
+    report = _DecodeReport()
+    graph = None
+    with _open_video(path) as container:
+        start = (container.start_time or 0) / av.time_base
+        for frame in _decode(container, path, report):
+            if graph is None:
+                _check_picture_size(path, frame.height, frame.width)
+                graph = _build_graph(frame, start, fps, height, width)
+            graph.vpush(frame)
+            yield from _pull(graph)
+        if graph is not None:
+            graph.vpush(None)
+            yield from _pull(graph)
+    report.warn(path)
+
+
+def read_video(
+    path: str | Path, fps: int, height: int, width: int, select: PrefixRule | Literal["all"] = "all"
+) -> Tensor:
+    """A video at ``fps`` frames per second, resized to the size: uint8 (T, height, width, 3).
+
+    Rate and size are converted by ffmpeg's `fps` and `scale` (bicubic) filters, as MAGI-1 does; the aspect ratio is
+    not kept. ``select`` "first" or "last" gives the prefix of that rule (:func:`select_prefix_frames`) and holds no
+    more frames than it can need. Of a damaged or cut-off file the intact frames are used, with a warning.
+    """
+    path = Path(path)
+    if min(fps, height, width) < 1:
+        raise ValueError(f"fps and size must be positive, got {fps} fps and {width}x{height}")
+    frames: Iterable[Tensor] = _filtered_frames(path, fps, height, width)
+    if select == "first":
+        frames = islice(frames, FIRST_FRAMES)
+    elif select == "last":
+        frames = deque(frames, maxlen=LAST_SECONDS * fps)
+    kept = list(frames)
+    if not kept:
+        raise ValueError(f"{path} has no frame that can be decoded (is the file complete?)")
+    video = torch.stack(kept)
+    return video if select == "all" else select_prefix_frames(video, fps, select)
+
+
+def select_prefix_frames(frames: Tensor, fps: int, rule: PrefixRule) -> Tensor:
+    """The frames (T, ...) of a clip that a video continues from.
+
+    "first" is MAGI-1's rule: the first 32 frames. "last" is FlowCache's: the end of the clip in whole seconds, 5 at
+    most, so that no chunk is given in part; of a clip shorter than a second the very last frame, as an image.
+    """
+    count = frames.shape[0]
+    if count == 0:
+        raise ValueError("no frames to select from")
+    if rule == "first":
+        return frames[:FIRST_FRAMES]
+    if rule == "last":
+        kept = min(count // fps, LAST_SECONDS) * fps
+        return frames[-max(kept, 1) :]
+    raise ValueError(f"the prefix rule must be 'first' or 'last', got {rule!r}")
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """Decoded facts of a video: ``duration`` in seconds is that of its video stream."""
+
+    frames: int
+    fps: float
+    duration: float
+    width: int
+    height: int
+
+
+def probe_video(path: str | Path) -> VideoInfo:
+    """Decode the whole video and say what is in it; the errors are those of :func:`read_video`."""
+    path = Path(path)
+    report = _DecodeReport()
+    size = None
+    with _open_video(path) as container:
+        for frame in _decode(container, path, report):
+            size = size or (frame.width, frame.height)
+        if size is None:
+            raise ValueError(f"{path} has no frame that can be decoded (is the file complete?)")
+        stream = _video_stream(container, path)
+        fps = float(stream.average_rate or stream.guessed_rate or 0)
+        if stream.duration is not None:
+            duration = float(stream.duration * stream.time_base)
+        else:
+            duration = (container.duration or 0) / av.time_base
+    report.warn(path)
+    return VideoInfo(report.decoded, fps, duration, *size)
