@@ -11,7 +11,9 @@ falls to 1 at the end, since it makes the model draw objects twice.
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,6 +30,7 @@ from example.nano.training import (
     Budget,
     Log,
     Optimizers,
+    Team,
     learning_rate_factor,
     load_checkpoint,
     restart_tuned,
@@ -99,7 +102,8 @@ def validate(model: NanoModel, weights: dict[str, Tensor], clips: LatentClips) -
     return figures
 
 
-def train(budget: Budget, lr: float, foreground_weight: float, small_until: float, resume: bool) -> None:
+def train(team: Team, budget: Budget, lr: float, foreground_weight: float, small_until: float, resume: bool) -> None:
+    """One worker's training; all hold the same weights, the first one measures and saves."""
     clips, held_out = load()
     torch.manual_seed(0)
     model = NanoModel(magi_config().model, backend="eager")  # faster to train on a CPU than the fused kernel
@@ -115,24 +119,29 @@ def train(budget: Budget, lr: float, foreground_weight: float, small_until: floa
         optimizers.load_state_dict(state["optimizers"])
         average.weights = state["average"]
         step, seconds = state["step"], state["seconds"]
-    log.truncate(step if resume else -1)
+    if team.rank == 0:
+        log.truncate(step if resume else -1)
     losses: list[float] = []
-    while (progress := budget.progress(step, seconds)) < 1:
+    while (progress := team.agree(budget.progress(step, seconds))) < 1:
         started = time.monotonic()
-        rng = np.random.default_rng([11, step])
-        torch.manual_seed(step)
-        layout = draw_layout(rng)
+        layout = draw_layout(np.random.default_rng([11, step]))
+        rng = np.random.default_rng([12, step, team.rank])
+        torch.manual_seed(step * team.size + team.rank)
         # Small batches are enough for what is learned first.
-        batch = make_batch(clips, layout, rng, rows=layout.rows if progress > small_until else layout.rows // 2)
+        rows = max(1, layout.rows // team.size // (1 if progress > small_until else 2))
+        batch = make_batch(clips, layout, rng, rows)
         with torch.autocast("cpu", torch.bfloat16):
             velocity = predict(model, reader, batch, rng)
         loss = loss_of(velocity, batch, foreground_weight_at(progress, foreground_weight))
         loss.backward()
+        team.average_gradients(optimizers.parameters)
         optimizers.step(learning_rate_factor(step, progress, warmup_steps=100, decay_from=0.5))
         average.update(model, step)
         losses.append(loss.item())
         step += 1
         seconds += time.monotonic() - started
+        if team.rank != 0:
+            continue
         over = budget.progress(step, seconds) >= 1
         if step % 200 == 0 or over:
             row = {"step": step, "minutes": seconds / 60, "loss": float(np.mean(losses[-200:]))}
@@ -145,6 +154,13 @@ def train(budget: Budget, lr: float, foreground_weight: float, small_until: floa
             save_checkpoint(CHECKPOINT, state)
 
 
+def work(rank: int, args: argparse.Namespace, meeting_point: Path) -> None:
+    """Entry point of a worker process."""
+    team = Team.join(rank, args.workers, meeting_point)
+    minutes = args.minutes if args.minutes or args.steps else 75.0
+    train(team, Budget(args.steps, minutes), args.lr, args.foreground_weight, args.small_until, args.resume)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -154,16 +170,17 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3, help="learning rate (default 2e-3)")
     parser.add_argument("--foreground_weight", type=float, default=6.0, help="weight of foreground latents (default 6)")
     parser.add_argument(
-        "--small_until", type=float, default=0.4, help="share of the training with half the batch (default 0.4)"
+        "--small_until", type=float, default=0.25, help="share of the training with half the batch (default 0.25)"
     )
     parser.add_argument("--clips", type=int, default=2400, help="training clips to encode (default 2400)")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes, one core each (default 2)")
     parser.add_argument("--resume", action="store_true", help="go on from work/dit.pt")
     args = parser.parse_args()
     restart_tuned("example.nano.train_dit")
     if not LATENTS.exists():
         build(LATENTS, args.clips, held_out_count=100)
-    minutes = args.minutes if args.minutes or args.steps else 75.0
-    train(Budget(args.steps, minutes), args.lr, args.foreground_weight, args.small_until, args.resume)
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(work, (args, Path(folder) / "meeting"), nprocs=args.workers)
 
 
 if __name__ == "__main__":

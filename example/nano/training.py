@@ -15,6 +15,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
+import torch.distributed as dist
 from torch import nn
 
 WORK = Path(__file__).parent / "work"
@@ -99,6 +100,38 @@ class Optimizers:
     def load_state_dict(self, states: list[dict]) -> None:
         for optimizer, state in zip(self._all, states, strict=True):
             optimizer.load_state_dict(state)
+
+
+@dataclass(frozen=True)
+class Team:
+    """Worker processes, one thread each, that train one model on different batches.
+
+    On a busy machine this is far faster than one process with as many threads, which wait for one another in every
+    operation instead of once a step.
+    """
+
+    rank: int
+    size: int
+
+    @classmethod
+    def join(cls, rank: int, size: int, meeting_point: Path) -> Team:
+        torch.set_num_threads(1)
+        dist.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=size)
+        return cls(rank, size)
+
+    def agree(self, value: float) -> float:
+        """Rank 0's value, in every worker."""
+        shared = torch.tensor([value], dtype=torch.float64)
+        dist.broadcast(shared, 0)
+        return shared.item()
+
+    def average_gradients(self, parameters: list[nn.Parameter]) -> None:
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients]) / self.size
+        dist.all_reduce(flat)
+        parts = flat.split([p.numel() for p in parameters])
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
 
 
 class Average:
