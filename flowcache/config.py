@@ -30,8 +30,8 @@ class FlowCacheConfig(BaseModel):
     )
     reuse_form: ReuseForm = Field(
         "linear",
-        description="what a reused chunk gains: gain (its last change, as published), velocity (its last velocity times "
-        "this step's dt), linear (the last two computed velocities extrapolated in t)",
+        description="what a reused chunk gains: gain (its last change, as published), velocity (its last velocity "
+        "times this step's dt), linear (the last two computed velocities extrapolated in t)",
     )
     clean_pass: bool = Field(True, description="encode each finished chunk once more, clean, as MAGI-1 does")
     protect_last_step: bool = Field(
@@ -58,8 +58,8 @@ class FlowCacheConfig(BaseModel):
     power: Annotated[float, Field(gt=0)] = Field(3.0, description="exponent of the polynomial position weights")
     kept_order: KeptOrder = Field(
         "position",
-        description="order of kept tokens in the buffer: by original position, or by score as published (then neighbours "
-        "and positions lose their meaning after the first compression)",
+        description="order of kept tokens in the buffer: by original position, or by score as published (then "
+        "neighbours and positions lose their meaning after the first compression)",
     )
     score_dtype: ScoreDtype = Field(
         "float32", description="arithmetic of the scores: float32, or the model's compute dtype as published"

@@ -19,12 +19,16 @@ class ForwardRecord:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One step of the window. ``clean`` and ``nearly_clean``: chunks of the two extra passes, where they were made."""
+    """One step of the window.
+
+    ``clean``: finished chunks that were encoded once more at this step; ``nearly_clean``: the chunk that was copied,
+    if any.
+    """
 
     number: int
     computed: tuple[int, ...]
     reused: tuple[int, ...]
-    clean: int | None
+    clean: tuple[int, ...]
     nearly_clean: int | None
     compacted: bool
 
@@ -50,6 +54,12 @@ class RunRecord:
         return sum(len(step.reused) for step in self.steps)
 
     @property
+    def share_reused(self) -> float:
+        """Share of the window's chunk-steps that advanced from memory."""
+        total = self.computed + self.reused
+        return self.reused / total if total else 0.0
+
+    @property
     def compactions(self) -> int:
         return sum(step.compacted for step in self.steps)
 
@@ -67,13 +77,12 @@ class RunRecord:
 
     def summary(self) -> dict[str, int | float]:
         """Counts for a report."""
-        total = self.computed + self.reused
         return {
             "steps": len(self.steps),
             "chunk_forwards_computed": self.computed,
             "chunk_forwards_reused": self.reused,
-            "share_reused": self.reused / total if total else 0.0,
-            "clean_passes": sum(step.clean is not None for step in self.steps),
+            "share_reused": self.share_reused,
+            "clean_passes": sum(len(step.clean) for step in self.steps),
             "nearly_clean_copies": sum(step.nearly_clean is not None for step in self.steps),
             "kv_compactions": self.compactions,
             "transformer_forwards": len(self.forwards),

@@ -129,15 +129,20 @@ class Sampler:
             velocities = guidance.velocities(step, latents, todo, clean, self.policy.nearly_clean_copy)
             self._integrate(step, window, velocities)
 
+            passes = () if clean is None else (clean,)
             compacts = self.cache.compacts_after(step)
             if compacts and self.policy.clean_pass and step.finished is not None:
                 # Compaction squeezes the chunk that has just finished: its lasting keys must be there before.
                 encoded = step.finished
                 guidance.encode_clean(step, encoded, window.model_input(encoded))
+                passes += (encoded,)
             self.cache.end_step(step)
 
             copied = guidance.copied_chunk(step, todo) if self.policy.nearly_clean_copy else None
-            self._log(step, todo, clean, copied, compacts, on_step)
+            entry = StepRecord(step.number, todo, _skipped(step, todo), passes, copied, compacts)
+            self.record.steps.append(entry)
+            if on_step is not None:
+                on_step(entry)
             if step.finished is not None:
                 yield CleanChunk(step.finished - schedule.offset, window.output(step.finished))
 
@@ -154,21 +159,6 @@ class Sampler:
             else:
                 window.add(entry.chunk, self.policy.advance(step, entry.chunk))
 
-    def _log(
-        self,
-        step: Step,
-        todo: tuple[int, ...],
-        clean: int | None,
-        copied: int | None,
-        compacted: bool,
-        on_step: StepCallback | None,
-    ) -> None:
-        reused = tuple(chunk for chunk in step.chunks if chunk not in todo)
-        entry = StepRecord(step.number, tuple(todo), reused, clean, copied, compacted)
-        self.record.steps.append(entry)
-        if on_step is not None:
-            on_step(entry)
-
     def _check_noise(self, noise: Tensor, schedule: Schedule) -> None:
         frames = schedule.chunk_num * self.config.runtime.chunk_width
         if noise.ndim != 5 or noise.shape[0] != 1 or noise.shape[2] != frames:
@@ -176,6 +166,10 @@ class Sampler:
                 f"noise has shape {tuple(noise.shape)}; (1, channels, {frames}, H, W) is needed for "
                 f"{schedule.chunk_num} chunks of {self.config.runtime.chunk_width} latent frames"
             )
+
+
+def _skipped(step: Step, todo: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(chunk for chunk in step.chunks if chunk not in todo)
 
 
 class _Latents:

@@ -122,7 +122,7 @@ class Schedule:
             )
         if not 0 <= self.offset < self.chunk_num:
             raise ValueError(
-                f"the prefix fills {self.offset} of {self.chunk_num} chunks, so none is left to generate; raise num_frames"
+                f"the prefix fills {self.offset} of {self.chunk_num} chunks, so none is left to make; raise num_frames"
             )
 
     @property

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from einops import rearrange
 
-from inference.model.tiling import Reduction, TileSpec, tiled_decode, tiled_encode
+from inference.model.tiling import UNTILED, Reduction, TileSpec, tiled_decode, tiled_encode
 from inference.model.vae import ViTVAE
 
 _HALF_RANGE = 127.5
@@ -30,11 +30,13 @@ def from_uint8(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.float() / _HALF_RANGE - 1
 
 
-def tiles_for(vae: ViTVAE, fps: int) -> TileSpec:
+def tiles_for(vae: ViTVAE, fps: int, frame_size: tuple[int, int] | None = None) -> TileSpec:
     """The pipeline's tiles: 256x256 pixels, a quarter overlapping, and half a second without overlap in time.
 
-    A VAE trained at less than 256 pixels gets tiles of its native size. Time tiles are whole latents (at 24 fps 12
-    frames, as published) and at least one; tile sides are multiples of four patches so that strides are whole latents.
+    A VAE trained at less than 256 pixels gets tiles of its native size, and none along an axis of ``frame_size``
+    (height, width) that is no larger: the published count by stride would add slivers there. Time tiles are whole
+    latents (at 24 fps 12 frames, as published) and at least one; tile sides are multiples of four patches so that
+    strides are whole latents.
     """
     if fps < 1:
         raise ValueError(f"fps must be at least 1, got {fps}")
@@ -42,7 +44,11 @@ def tiles_for(vae: ViTVAE, fps: int) -> TileSpec:
     side_unit = 4 * config.patch_size
     side = max(side_unit, min(_PUBLISHED_TILE, config.video_size) // side_unit * side_unit)
     length = max(config.patch_length, fps // 2 // config.patch_length * config.patch_length)
-    return TileSpec(length=length, height=side, width=side, spatial_overlap=_SPATIAL_OVERLAP)
+    if frame_size is None:
+        return TileSpec(length=length, height=side, width=side, spatial_overlap=_SPATIAL_OVERLAP)
+    small = config.video_size < _PUBLISHED_TILE
+    height, width = (UNTILED if small and size <= config.video_size else side for size in frame_size)
+    return TileSpec(length=length, height=height, width=width, spatial_overlap=_SPATIAL_OVERLAP)
 
 
 class VaeCodec:

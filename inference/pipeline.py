@@ -1,0 +1,283 @@
+"""Prompt (and image or video) to frames: the models of a run, loaded once, and the way through them.
+
+    text -> caption features          prefix frames -> latents
+                      \\               /
+                       sampler: clean chunks, one after the other
+                                  |
+                        VAE, frame by frame to the caller
+
+A ``MagiPipeline`` keeps models only. What belongs to one video (noise, caches, records) is made per call, so a second
+video in a process equals the first one in a fresh process.
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from inference.config import MagiConfig, require_path, resolve_path, runtime_support_warnings
+from inference.kv_cache import KVCache
+from inference.media import select_prefix_frames
+from inference.model.attention import resolve_backend
+from inference.model.dit import VideoDiT
+from inference.model.t5 import T5TextEncoder, load_t5
+from inference.model.vae import load_vae
+from inference.model.vae_codec import VaeCodec, tiles_for
+from inference.model.weights import checkpoint_directory, load_weights
+from inference.prompt import ChunkCaptions, PromptFlags, SpecialTokens, assemble_captions
+from inference.record import RunRecord
+from inference.reuse import ReusePolicy
+from inference.sampler import Sampler, StepCallback, kv_geometry, make_schedule
+from inference.schedule import Schedule
+
+logger = logging.getLogger(__name__)
+
+CacheFactory = Callable[..., KVCache]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One video to make.
+
+    ``identity`` names it among the samples of a run: with the base seed it determines the noise, and nothing else
+    does. ``prefix``: uint8 frames (T, H, W, 3) at the configured size and rate, one for an image; None for text
+    alone.
+    """
+
+    prompt: str
+    prefix: Tensor | None = None
+    identity: str = "0"
+
+
+@dataclass
+class RunReport:
+    """What a run did and how long its stages took; filled while the frames are drawn."""
+
+    record: RunRecord = field(default_factory=RunRecord)
+    seconds: dict[str, float] = field(default_factory=dict)
+    frames: int = 0
+    kv_cache_bytes: int = 0
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time of the block to ``stage``."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
+
+
+def sample_seed(base_seed: int, identity: str) -> int:
+    """Seed of a sample's noise: depends on the base seed and on the sample alone, not on what ran before it."""
+    digest = hashlib.sha256(f"{base_seed}/{identity}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def draw_noise(seed: int, chunks: int, shape: tuple[int, int, int, int]) -> Tensor:
+    """Standard normal noise (1, C, chunks * T, H, W), float32, for ``shape`` (C, T, H, W).
+
+    Drawn on the CPU, chunk by chunk: the same on every device, and a longer video begins with the noise of a shorter
+    one.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return torch.cat([torch.randn(1, *shape, generator=generator) for _ in range(chunks)], dim=2)
+
+
+def prefix_latent_count(config: MagiConfig, frames: int) -> int:
+    """Latent frames of a prefix of ``frames`` frames: one for an image, whole groups of four otherwise."""
+    return 1 if frames == 1 else frames // config.runtime.temporal_downsample_factor
+
+
+def plan(config: MagiConfig, prefix_frames: int) -> tuple[MagiConfig, Schedule]:
+    """The configuration and the schedule that write exactly ``num_frames`` frames after (or with) the prefix.
+
+    ``num_frames`` is rounded up to whole latents. The chunk of a given image is part of the output, so its latent
+    counts among them.
+    """
+    factor = config.runtime.temporal_downsample_factor
+    latents = -(-config.runtime.num_frames // factor)
+    given = prefix_latent_count(config, prefix_frames) if prefix_frames else 0
+    fresh = latents - 1 if given == 1 else latents
+    sampled = config.with_overrides(num_frames=max(fresh, 1) * factor)
+    return sampled, make_schedule(sampled, given)
+
+
+class MagiPipeline:
+    """The models of one configuration on one device.
+
+    Args:
+        config: the whole configuration; what it names is loaded.
+        device: where the transformer and the VAE run; the text encoder follows ``t5_device`` where that exists.
+        dit, vae, t5, tokens: the loaded models; ``load`` builds them from the configuration.
+    """
+
+    def __init__(
+        self,
+        config: MagiConfig,
+        dit: VideoDiT,
+        vae: VaeCodec,
+        t5: T5TextEncoder,
+        tokens: SpecialTokens | None,
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self.dit = dit
+        self.vae = vae
+        self.t5 = t5
+        self.tokens = tokens
+        self.device = device
+
+    @classmethod
+    def load(cls, config: MagiConfig, device: torch.device) -> "MagiPipeline":
+        """Load every model that ``config`` names.
+
+        Raises:
+            FileNotFoundError, ValueError, WeightsError: a path that does not exist, a file that is not what it should
+                be, tensors
+                that do not fit; each before the next, longer load.
+        """
+        for warning in runtime_support_warnings(config):
+            logger.warning(warning)
+        runtime = config.runtime
+        # All paths first: a missing text encoder should not show up after minutes of loading the transformer.
+        weights = checkpoint_directory(config)
+        vae_directory = require_path(runtime.vae_pretrained, "runtime_config.vae_pretrained")
+        t5_directory = require_path(runtime.t5_pretrained, "runtime_config.t5_pretrained")
+        tokens = load_special_tokens(config)
+        t5_device = device if runtime.t5_device == "cuda" else torch.device(runtime.t5_device)
+        t5 = load_t5(t5_directory, device=t5_device, max_length=config.model.caption_max_length)
+        # The VAE in the compute dtype on a GPU, as published; float32 on a CPU, where bfloat16 gains nothing.
+        vae_dtype = config.model.dtype if device.type == "cuda" else torch.float32
+        vae = load_vae(vae_directory, device, vae_dtype)
+        tiles = tiles_for(vae, runtime.fps, (runtime.video_size_h, runtime.video_size_w))
+        codec = VaeCodec(vae, runtime.scale_factor, runtime.fps, tiles)
+        dit = load_transformer(config, device)
+        load_weights(dit, weights, device=device, name="transformer")
+        return cls(config, dit.eval(), codec, t5, tokens, device)
+
+    def frames(
+        self,
+        sample: Sample,
+        *,
+        policy: ReusePolicy | None = None,
+        make_cache: CacheFactory = KVCache,
+        on_step: StepCallback | None = None,
+        report: RunReport | None = None,
+    ) -> Iterator[Tensor]:
+        """Make one video and yield its frames, uint8 (T, H, W, 3) on the CPU, a chunk at a time; ``num_frames`` in all.
+
+        Args:
+            sample: what to make.
+            policy: reuse policy; none by default.
+            make_cache: called with the ``KVGeometry``; the plain cache by default.
+            on_step: called after every step of the sampler.
+            report: filled while frames are drawn.
+
+        Raises:
+            ValueError: the prefix does not fit the configuration, or the schedule does not fit the cache.
+        """
+        report = report if report is not None else RunReport()
+        prefix = self._prefix_frames(sample)
+        config, schedule = plan(self.config, 0 if prefix is None else len(prefix))
+        with report.timed("text"):
+            captions = self._captions(sample.prompt, schedule)
+        latents = None
+        if prefix is not None:
+            with report.timed("encode_prefix"):
+                latents = self.vae.encode_video(prefix).float().to(self.device)
+        noise = self._noise(sample, schedule)
+        cache = make_cache(kv_geometry(config, self.device))
+        sampler = Sampler(self.dit, config, cache, policy)
+        chunks = sampler.run(noise, captions, latents, on_step)
+        left = self.config.runtime.num_frames
+        while left > 0:
+            with report.timed("denoise"):
+                chunk = next(chunks, None)
+            report.record, report.kv_cache_bytes = sampler.record, cache.bytes
+            if chunk is None:
+                break
+            with report.timed("decode"):
+                frames = self.vae.decode_chunk(chunk.latents)[:left]
+            left -= len(frames)
+            report.frames += len(frames)
+            yield frames
+
+    def _prefix_frames(self, sample: Sample) -> Tensor | None:
+        """The frames of the prefix that take part, checked against the configured size."""
+        if sample.prefix is None:
+            return None
+        runtime = self.config.runtime
+        size = (runtime.video_size_h, runtime.video_size_w, 3)
+        if tuple(sample.prefix.shape[1:]) != size or sample.prefix.dtype != torch.uint8:
+            raise ValueError(
+                f"prefix frames are {sample.prefix.dtype} {tuple(sample.prefix.shape)}; (T, {size[0]}, {size[1]}, 3)"
+                " is needed for the configured video size"
+            )
+        return usable_prefix(self.config, sample.prefix)
+
+    def _captions(self, prompt: str, schedule: Schedule) -> ChunkCaptions:
+        features, mask = self.t5.encode(prompt)
+        if int(mask.sum()) <= 1:
+            logger.warning("the prompt has no words (after cleaning): the video will follow no text")
+        return assemble_captions(
+            features.to(self.device),
+            mask.to(self.device),
+            self.dit.y_embedder.null_caption_embedding,
+            self.tokens,
+            prompt_flags(self.config),
+            schedule.chunk_num,
+            schedule.offset,
+        )
+
+    def _noise(self, sample: Sample, schedule: Schedule) -> Tensor:
+        runtime = self.config.runtime
+        shape = (
+            self.config.model.latent_channels,
+            runtime.chunk_width,
+            runtime.video_size_h // 8,
+            runtime.video_size_w // 8,
+        )
+        return draw_noise(sample_seed(runtime.seed, sample.identity), schedule.chunk_num, shape).to(self.device)
+
+
+def usable_prefix(config: MagiConfig, frames: Tensor) -> Tensor:
+    """The frames of a clip that continue into the video: chosen by ``prefix_selection``, then cut to whole latents."""
+    if len(frames) == 1:
+        return frames
+    chosen = select_prefix_frames(frames, config.runtime.fps, config.runtime.prefix_selection)
+    factor = config.runtime.temporal_downsample_factor
+    if len(chosen) > 1 and len(chosen) < factor:
+        return chosen[-1:]
+    return chosen[: len(chosen) // factor * factor] if len(chosen) > 1 else chosen
+
+
+def prompt_flags(config: MagiConfig) -> PromptFlags:
+    """The special-token switches of a configuration."""
+    runtime = config.runtime
+    return PromptFlags(**{name: getattr(runtime, name) for name in PromptFlags.__dataclass_fields__})
+
+
+def load_special_tokens(config: MagiConfig) -> SpecialTokens | None:
+    """The special tokens, or None where no switch asks for them."""
+    if not any(vars(prompt_flags(config)).values()):
+        return None
+    path = config.runtime.special_token_path
+    if path is None:
+        raise FileNotFoundError(
+            "runtime_config.special_token_path is not set, but special tokens are switched on: point it at MAGI-1's "
+            "special_tokens.npz, or set pad_hq and pad_duration to false"
+        )
+    return SpecialTokens.load(resolve_path(path), config.model.caption_channels)
+
+
+def load_transformer(config: MagiConfig, device: torch.device) -> VideoDiT:
+    """The transformer of a configuration on the meta device, ready for its weights."""
+    backend = resolve_backend(config.engine.attention_backend)
+    with torch.device("meta"):
+        return VideoDiT(config.model, distill=config.engine.distill, fp8=config.engine.fp8_quant, backend=backend)

@@ -1,0 +1,229 @@
+#!/usr/bin/env python
+"""Make one video with MAGI-1, with or without caching.
+
+Examples:
+  python scripts/generate.py --mode t2v --prompt "a red ball moves left" --method_config
+  configs/method/flowcache_fast.yaml python scripts/generate.py --mode i2v --prompt "it moves up" --image_path
+  picture.png --num_frames 96 python scripts/generate.py --mode v2v --prompt "it goes on" --prefix_video_path clip.mp4
+  --rel_l1_thresh 0.02
+
+Beside OUTPUT.mp4 stand OUTPUT.json (configuration, seed, versions, times, what was reused and compressed) and
+OUTPUT.reuse.png (which chunk was computed at which step). Every flag may be spelled with dashes instead of
+underscores.
+"""
+
+import argparse
+import logging
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+from transformers.utils.logging import disable_progress_bar
+
+from inference.config import MagiConfig, load_config, resolve_path
+from inference.media import read_image, read_video
+from inference.model.weights import WeightsError
+from inference.pipeline import MagiPipeline, RunReport, Sample, plan, usable_prefix
+from inference.video_writer import VideoWriter, check_output_path
+from scripts.methods import Method, add_parameters, given_parameters, read_method
+from scripts.sidecar import describe_run, draw_reuse_map, write_json
+
+logger = logging.getLogger("generate")
+
+RUNTIME_FLAGS = ("seed", "num_frames", "num_steps", "video_size_h", "video_size_w")
+INTERRUPTED = 130  # what a shell reports of a program stopped by Ctrl-C
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.WARNING if args.quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
+    disable_progress_bar()
+    for noisy in ("httpx", "transformers", "matplotlib", "PIL"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    # A terminated run ends like an interrupted one: what is finished stays, as a playable file.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return generate(args)
+    except KeyboardInterrupt:
+        logger.error("stopped before the first frame was made; nothing was written")
+        return INTERRUPTED
+    except (OSError, ValueError, WeightsError, torch.OutOfMemoryError) as error:
+        logger.error("error: %s", error)
+        return 1
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--config_file",
+        default="configs/model/nano.json",
+        help="model configuration, MAGI-1's JSON format (default: %(default)s, the bundled model)",
+    )
+    parser.add_argument("--method_config", help="method file (YAML), see configs/method/; without it nothing is cached")
+    parser.add_argument(
+        "--mode", choices=("t2v", "i2v", "v2v"), default="t2v", help="from text, image or video (default: %(default)s)"
+    )
+    parser.add_argument("--prompt", required=True, help="what the video shows")
+    parser.add_argument("--image_path", help="first frame (mode i2v)")
+    parser.add_argument("--prefix_video_path", help="clip to continue (mode v2v)")
+    parser.add_argument(
+        "--output_path", default="outputs/video.mp4", help="where the video goes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--sample_id",
+        default="0",
+        help="names the sample: with the seed it determines the noise (default: %(default)s)",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
+    parser.add_argument("--attention_backend", help="auto, sdpa or eager (default: the configuration's)")
+    parser.add_argument(
+        "--noise2clean_kvrange",
+        help='key window in chunks by noise level, as "5,4,3,2", or "full" for all history (default: the method\'s)',
+    )
+    parser.add_argument("--quiet", action="store_true", help="only warnings and errors, no progress bar")
+    group = parser.add_argument_group("run settings (each replaces the configuration's value)")
+    for name in RUNTIME_FLAGS:
+        group.add_argument(f"--{name}", type=int, metavar="N")
+    add_parameters(parser)
+    return parser.parse_args([with_underscores(argument) for argument in argv])
+
+
+def with_underscores(argument: str) -> str:
+    """``--num-frames=8`` as ``--num_frames=8``; values are left alone."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def generate(args: argparse.Namespace) -> int:
+    """Check everything that can be checked, load the models, make the video."""
+    method = read_method(args.method_config, given_parameters(args))
+    config = resolve_config(args, method)
+    device = choose_device(args.device)
+    output = check_output_path(args.output_path)
+    sample = Sample(args.prompt, read_prefix(args, config), args.sample_id)
+    prefix_frames = 0 if sample.prefix is None else len(usable_prefix(config, sample.prefix))
+    _, schedule = plan(config, prefix_frames)
+    method.check(schedule)
+
+    report = RunReport()
+    with report.timed("load"):
+        pipeline = MagiPipeline.load(config, device)
+    logger.info(
+        "%d frames of %dx%d in %d chunks, %d steps each, method %s, on %s",
+        *(config.runtime.num_frames, config.runtime.video_size_w, config.runtime.video_size_h),
+        *(schedule.chunk_num - schedule.offset, config.runtime.num_steps, method.name, device),
+    )
+    stopped = write_video(pipeline, method, sample, report, output, schedule.total_steps, args.quiet)
+    contents = describe_run(config, method, sample, report, device, pipeline.dit.backend)
+    write_json(output.with_suffix(".json"), contents | {"stopped": stopped, "video": output.name})
+    draw_reuse_map(
+        output.with_suffix(".reuse.png"),
+        report.record,
+        f"{Path(method.source).stem}: {report.record.share_reused:.0%} reused",
+    )
+    summarise(output, report, contents)
+    return INTERRUPTED if stopped else 0
+
+
+def write_video(
+    pipeline: MagiPipeline, method: Method, sample: Sample, report: RunReport, output: Path, steps: int, quiet: bool
+) -> bool:
+    """Make the frames and write them as they come; true where Ctrl-C ended the run after some were written."""
+    runtime = pipeline.config.runtime
+    began = time.perf_counter()
+    bar = tqdm(total=steps, unit="step", disable=quiet, dynamic_ncols=True)
+    writer = VideoWriter(output, runtime.fps, runtime.video_size_h, runtime.video_size_w)
+    try:
+        with bar, logging_redirect_tqdm(), writer:
+            frames = pipeline.frames(
+                sample,
+                policy=method.make_policy(),
+                make_cache=method.make_cache,
+                on_step=lambda step: bar.update(),
+                report=report,
+            )
+            for chunk in frames:
+                with report.timed("write"):
+                    writer.append(chunk)
+    except KeyboardInterrupt:
+        if not writer.frames_written:
+            raise
+        return True
+    finally:
+        report.seconds["total"] = report.seconds.get("load", 0.0) + time.perf_counter() - began
+    return False
+
+
+def resolve_config(args: argparse.Namespace, method: Method) -> MagiConfig:
+    """The configuration file, then the method's key window, then the flags."""
+    config = method.apply_window(load_config(args.config_file))
+    overrides: dict[str, Any] = {name: getattr(args, name) for name in RUNTIME_FLAGS if getattr(args, name) is not None}
+    if args.attention_backend is not None:
+        overrides["attention_backend"] = args.attention_backend
+    if args.noise2clean_kvrange is not None:
+        overrides["noise2clean_kvrange"] = parse_window(args.noise2clean_kvrange)
+    return config.with_overrides(**overrides) if overrides else config
+
+
+def parse_window(text: str) -> list[int]:
+    if text.strip() in ("full", "[]", ""):
+        return []
+    try:
+        return [int(part) for part in text.strip("[] ").split(",")]
+    except ValueError:
+        raise ValueError(f"--noise2clean_kvrange {text!r} is neither numbers such as 5,4,3,2 nor full") from None
+
+
+def read_prefix(args: argparse.Namespace, config: MagiConfig) -> torch.Tensor | None:
+    """The image or the clip that the mode needs; ValueError where it was not given, or one that the mode does not
+    take was.
+    """
+    needed = {"t2v": None, "i2v": "image_path", "v2v": "prefix_video_path"}[args.mode]
+    for name in ("image_path", "prefix_video_path"):
+        if name == needed and getattr(args, name) is None:
+            raise ValueError(f"mode {args.mode} needs --{name}")
+        if name != needed and getattr(args, name) is not None:
+            raise ValueError(f"mode {args.mode} does not take --{name}")
+    runtime = config.runtime
+    height, width = runtime.video_size_h, runtime.video_size_w
+    if args.mode == "i2v":
+        return read_image(resolve_path(args.image_path), height, width)
+    if args.mode == "v2v":
+        path = resolve_path(args.prefix_video_path)
+        return read_video(path, runtime.fps, height, width, select=runtime.prefix_selection)
+    return None
+
+
+def choose_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name!r} is no device: {error}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: no CUDA device can be used here; try --device cpu")
+    return device
+
+
+def summarise(output: Path, report: RunReport, contents: dict[str, Any]) -> None:
+    work = contents["work"]
+    logger.info(
+        "%s: %d frames in %.1f s (denoising %.1f s); %d of %d chunk-forwards reused (%.0f %%), %d cache compressions",
+        *(output, report.frames, report.seconds["total"], report.seconds["denoise"], work["chunk_forwards_reused"]),
+        *(work["chunk_forwards_reused"] + work["chunk_forwards_computed"], 100 * work["share_reused"]),
+        work["kv_compactions"],
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""What a run leaves beside its video: a JSON with everything needed to judge and repeat it, and the reuse map as a
+picture.
+"""
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+
+from inference.config import REPOSITORY_ROOT, MagiConfig
+from inference.pipeline import RunReport, Sample, sample_seed
+from inference.record import RunRecord
+from metrics.flops import TransformerSize, run_flops
+from scripts.methods import Method
+
+PACKAGES = ("torch", "transformers", "diffusers", "safetensors", "av", "numpy")
+
+matplotlib.use("Agg")
+
+
+def describe_run(
+    config: MagiConfig, method: Method, sample: Sample, report: RunReport, device: torch.device, backend: str
+) -> dict[str, Any]:
+    """The contents of the sidecar."""
+    record = report.record
+    size = TransformerSize.of(config.model.model_dump())
+    return {
+        "prompt": sample.prompt,
+        "prefix_frames": 0 if sample.prefix is None else len(sample.prefix),
+        "seed": {
+            "base": config.runtime.seed,
+            "sample": sample.identity,
+            "noise": sample_seed(config.runtime.seed, sample.identity),
+        },
+        "frames": {"written": report.frames, "fps": config.runtime.fps},
+        "chunks": {"all": record.chunk_num, "given": record.offset},
+        "method": method.to_json_dict(),
+        "work": record.summary() | {"flop_estimate": run_flops(size, record.forwards)},
+        "kv_cache_bytes": report.kv_cache_bytes,
+        "seconds": {stage: round(seconds, 3) for stage, seconds in report.seconds.items()},
+        "peak_memory_bytes": peak_memory(device),
+        "attention_backend": backend,
+        "device": describe_device(device),
+        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "commit": commit(),
+        "config": config.to_json_dict(full=True),
+        "reuse_map": record.reuse_map(),
+    }
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Peak bytes of this process, and on a GPU of its memory."""
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if device.type == "cuda":
+        peak["device"] = torch.cuda.max_memory_allocated(device)
+    return peak
+
+
+def describe_device(device: torch.device) -> dict[str, Any]:
+    if device.type == "cuda":
+        return {"type": "cuda", "name": torch.cuda.get_device_name(device), "threads": torch.get_num_threads()}
+    return {"type": device.type, "name": platform.machine(), "threads": torch.get_num_threads()}
+
+
+def commit() -> str | None:
+    """The checkout's commit, marked where files were changed; None outside a git checkout."""
+    command = ["git", "-C", str(REPOSITORY_ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def write_json(path: Path, contents: dict[str, Any]) -> None:
+    """Write beside, then rename: a reader never sees half a file."""
+    part = path.with_name(f".~{path.name}.part")
+    part.write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def draw_reuse_map(path: Path, record: RunRecord, title: str) -> None:
+    """The reuse map as PNG: a row per chunk, a column per step; white not in the window, dark computed, light reused.
+    """
+    from matplotlib import pyplot as plt
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+
+    rows = torch.tensor(record.reuse_map()).T if record.steps else torch.full((1, 1), -1)
+    colours = ["#ffffff", "#1f4e79", "#f4b183"]
+    figure, axes = plt.subplots(figsize=(10, 0.8 + 0.32 * len(rows)), layout="constrained")
+    axes.imshow(rows.numpy(), aspect="auto", interpolation="nearest", cmap=ListedColormap(colours), vmin=-1, vmax=1)
+    compactions = [step.number for step in record.steps if step.compacted]
+    axes.vlines([number + 0.5 for number in compactions], -0.5, len(rows) - 0.5, colors="#c00000", linewidth=1)
+    axes.set(xlabel="step", ylabel="chunk", title=title, yticks=range(len(rows)))
+    legend = [Patch(color=colours[1], label="computed"), Patch(color=colours[2], label="reused")]
+    if compactions:
+        legend.append(Patch(color="#c00000", label="cache compressed"))
+    axes.legend(handles=legend, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    part = path.with_name(f".~{path.name}.part")
+    figure.savefig(part, dpi=110, format="png")
+    plt.close(figure)
+    os.replace(part, path)
