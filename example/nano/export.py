@@ -45,12 +45,11 @@ def write_scale_factor(scale_factor: float) -> None:
     beside.replace(CONFIG)
 
 
-def export(checkpoint: Path, folder: Path) -> None:
+def export_models(checkpoint: Path, folder: Path) -> float:
+    """Write all models of a checkpoint into `folder`; returns the scale factor."""
     state = load_checkpoint(checkpoint)
     model = NanoModel(magi_config().model).eval()
     model.load_averaged(state["average"])
-    if folder.exists():
-        shutil.rmtree(folder)
     transformer = folder / "magi" / "inference_weight.distill"
     transformer.mkdir(parents=True)
     save_file(stored_transformer(model), transformer / "model.safetensors", metadata={"format": "pt"})
@@ -59,12 +58,24 @@ def export(checkpoint: Path, folder: Path) -> None:
     vae.to(torch.bfloat16).save_pretrained(folder / "vae")
     save_text_encoder(folder / "t5" / "t5-v1_1-xxl", model.t5)
     np.savez(folder / "special_tokens.npz", **special_tokens())
-    # Rounded as training used it: nothing depends on more digits.
-    write_scale_factor(round(state["scale_factor"], 6))
+    print(f"checkpoint of step {state['step']}")
+    return round(state["scale_factor"], 6)
+
+
+def export(checkpoint: Path, folder: Path) -> None:
+    """Replace `folder` by the models of a checkpoint, and the scale factor in the configuration."""
+    beside = folder.with_name(f".part-{folder.name}")
+    if beside.exists():
+        shutil.rmtree(beside)
+    scale_factor = export_models(checkpoint, beside)
+    if folder.exists():
+        shutil.rmtree(folder)
+    beside.rename(folder)
+    write_scale_factor(scale_factor)
     files = [file for file in folder.rglob("*") if file.is_file()]
     for file in sorted(files):
         print(f"{file.stat().st_size:>10,} {file.relative_to(folder)}")
-    print(f"{sum(file.stat().st_size for file in files):>10,} bytes in all, after {state['step']} steps")
+    print(f"{sum(file.stat().st_size for file in files):>10,} bytes in all")
 
 
 def main() -> None:

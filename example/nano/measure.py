@@ -109,3 +109,23 @@ def measure(video: np.ndarray, scene: Scene) -> Finding:
         shape=max(SHAPES, key=votes.count) == body.shape,
         motion=movement(centres, areas) == body.motion,
     )
+
+
+def position_error(video: np.ndarray, truth: np.ndarray, scene: Scene) -> float:
+    """Mean distance between the object's centres in two videos, on the torus, in picture widths.
+
+    A frame without an object counts as half a width, as far away as the torus allows along an axis.
+    """
+    distances = []
+    for mask, true_mask in zip(
+        object_masks(video, scene.background), object_masks(truth, scene.background), strict=True
+    ):
+        found, true = circular_centre(mask), circular_centre(true_mask)
+        if true is None:
+            continue
+        if found is None:
+            distances.append(WORLD / 2)
+            continue
+        apart = (np.array(found) - true + WORLD / 2) % WORLD - WORLD / 2
+        distances.append(float(np.hypot(*apart)))
+    return float(np.mean(distances)) / WORLD

@@ -54,17 +54,17 @@ def _consecutive(depths: tuple[int, ...], full_history: bool = False) -> tuple[S
 
 
 LAYOUTS = (
-    Layout("running", 0.44, 8, False, _consecutive((CLEAN, 3, 2, 1, 0))),
-    Layout("start", 0.16, 10, True, _consecutive((3, 2, 1, 0))),
-    # The nearly-clean copy (sees itself only), then the first three stages of a video.
-    Layout(
-        "ramp", 0.2, 6, True,
-        (Slot(3, 0, 0), Slot(0, 0, 1), Slot(1, 0, 2), Slot(0, 1, 2), Slot(2, 0, 4), Slot(1, 1, 4), Slot(0, 2, 4)),
-    ),
-    Layout("after_prefix", 0.06, 8, False, _consecutive((CLEAN, CLEAN, CLEAN, 1, 0))),
-    Layout("after_short_prefix", 0.06, 8, False, _consecutive((CLEAN, 2, 1, 0))),
-    Layout("full_history", 0.08, 6, False, _consecutive((CLEAN, CLEAN, CLEAN, 3, 2, 1, 0), full_history=True)),
-)  # fmt: skip
+    Layout("running", 0.34, 8, False, _consecutive((CLEAN, 3, 2, 1, 0))),
+    Layout("start", 0.2, 10, True, _consecutive((3, 2, 1, 0))),
+    # The third and the second stage of a video: here its first chunk decides where the object is, with no history.
+    Layout("third_stage", 0.2, 13, True, _consecutive((2, 1, 0))),
+    Layout("second_stage", 0.08, 20, True, _consecutive((1, 0))),
+    # The nearly-clean copy, which sees itself only, and a video's first stage.
+    Layout("alone", 0.06, 20, True, (Slot(3, 0, 0), Slot(0, 0, 1))),
+    Layout("after_prefix", 0.04, 8, False, _consecutive((CLEAN, CLEAN, CLEAN, 1, 0))),
+    Layout("after_short_prefix", 0.04, 10, False, _consecutive((CLEAN, 2, 1, 0))),
+    Layout("full_history", 0.04, 6, False, _consecutive((CLEAN, CLEAN, CLEAN, 3, 2, 1, 0), full_history=True)),
+)
 
 
 def noise_level(u: Tensor) -> Tensor:

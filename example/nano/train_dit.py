@@ -1,7 +1,7 @@
 """Train transformer and text encoder together by flow matching: `python -m example.nano.train_dit --minutes 75`.
 
 Needs `work/vae.pt` (see train_vae); encodes the training clips into `work/latents.pt` the first time. Writes
-`work/dit.pt`, curves `work/dit.png`; `--resume` goes on. Look at sampled videos (`python -m example.nano.preview`),
+`work/dit.pt`, curves `work/dit.png`; `--resume` goes on. Look at sampled videos (`python -m example.nano.evaluate`),
 not at the loss.
 
 Foreground latents count several times as much as the background at first, or the objects never come out; the weight
@@ -79,25 +79,28 @@ def loss_of(velocity: Tensor, batch: Batch, foreground_weight: float) -> Tensor:
 
 
 def foreground_weight_at(progress: float, highest: float) -> float:
-    """Constant for half of the training, then linear to 1 at 90 % of it."""
-    return 1 + (highest - 1) * min(1.0, max(0.0, (0.9 - progress) / 0.4))
+    """Constant for a third of the training, then linear to 1 at two thirds of it."""
+    return 1 + (highest - 1) * min(1.0, max(0.0, (0.66 - progress) / 0.33))
 
 
 @torch.no_grad()
 def validate(model: NanoModel, weights: dict[str, Tensor], clips: LatentClips) -> dict[str, float]:
-    """Unweighted error on held-out clips by depth, with a clean chunk before (v3..v0) and without history (s3..s0)."""
+    """Unweighted error on held-out clips by depth: behind a clean chunk (v3..v0), and of a first chunk (s3..s1)."""
     shadow = NanoModel(model.dit.config).eval()
     shadow.load_averaged(weights)
     reader = CaptionReader(build_tokenizer(), shadow.t5, special_tokens())
     figures = {}
     kept = torch.get_rng_state()
-    for prefix, layout in (("v", LAYOUTS[0]), ("s", LAYOUTS[1])):
+    layouts = {layout.name: layout for layout in LAYOUTS}
+    for prefix, name in (("v", "running"), ("s", "start"), ("s", "third_stage"), ("s", "second_stage")):
         torch.manual_seed(1)
         rng = np.random.default_rng(1)
-        batch = make_batch(clips, layout, rng, rows=24)
+        batch = make_batch(clips, layouts[name], rng, rows=24)
         with torch.autocast("cpu", torch.bfloat16):
             each = errors(predict(shadow, reader, batch, rng), batch, 1.0)
-        figures |= {f"{prefix}{depth}": float(each[batch.depth == depth].mean()) for depth in (3, 2, 1, 0)}
+        # Of the first stages, only the video's first chunk, which has no history.
+        depths = (3, 2, 1, 0) if prefix == "v" else (int(batch.depth[0]),)
+        figures |= {f"{prefix}{depth}": float(each[batch.depth == depth].mean()) for depth in depths}
     torch.set_rng_state(kept)
     return figures
 
