@@ -1,0 +1,162 @@
+"""Reuse decisions and what a reused chunk gains, on made-up features whose change is known."""
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowcache.config import FlowCacheConfig, make_config
+from flowcache.policy import ChunkMemory, ChunkwiseReuse, advance
+from inference.reuse import relative_l1, relative_l1_by_chunk
+from inference.schedule import ChunkStep, Schedule, Step
+
+
+def decide(config: FlowCacheConfig, change: float, chunks: int = 1, steps: int = 16, window: int = 4) -> list[str]:
+    """Decisions of a video whose features change by ``change`` (relative) at every step: c computed, r reused, per
+    chunk.
+    """
+    schedule = Schedule(chunks, 0, steps, window)
+    policy = ChunkwiseReuse(config)
+    policy.reset(schedule)
+    decisions = [""] * chunks
+    for step in schedule.steps:
+        todo = policy.select(step, lambda step=step: features(step, change))
+        for chunk in step.chunks:
+            decisions[chunk] += "c" if chunk in todo else "r"
+            if chunk in todo:
+                policy.observe(step, chunk, torch.ones(1))
+            else:
+                policy.advance(step, chunk)
+    return decisions
+
+
+def features(step: Step, change: float) -> Mapping[int, Tensor]:
+    return {entry.chunk: torch.full((4,), (1 + change) ** entry.index) for entry in step.window}
+
+
+def settings(**values: object) -> FlowCacheConfig:
+    return FlowCacheConfig(**{"warmup_steps": 0, "protect_last_step": False, **values})
+
+
+def test_a_chunk_is_reused_until_the_accumulated_change_reaches_the_threshold() -> None:
+    # Changes of 0.1 against 0.25: two reuses (0.1, 0.2), then 0.3 computes and starts over. First and last step
+    # computed.
+    assert decide(settings(rel_l1_thresh=0.25), 0.1) == ["crrcrrcrrcrrcrrc"]
+    assert decide(settings(rel_l1_thresh=0.05), 0.1) == ["c" * 16]
+    assert decide(settings(rel_l1_thresh=99), 0.1) == ["c" + "r" * 14 + "c"]
+
+
+def test_warm_up_counts_each_chunks_own_steps() -> None:
+    decisions = decide(settings(rel_l1_thresh=99, warmup_steps=5), 0.1, chunks=3)
+    assert decisions == ["c" * 5 + "r" * 11, "c" * 5 + "r" * 11, "c" * 5 + "r" * 10 + "c"]
+
+
+def test_every_chunks_last_step_can_be_protected() -> None:
+    decisions = decide(settings(rel_l1_thresh=99, protect_last_step=True), 0.1, chunks=3)
+    assert all(decision[-1] == "c" for decision in decisions)
+
+
+def test_staleness_can_be_bounded() -> None:
+    assert decide(settings(rel_l1_thresh=99, max_consecutive_reuse=3), 0.1) == ["crrrcrrrcrrrcrrc"]
+
+
+def test_threshold_zero_computes_everything_even_where_nothing_changes() -> None:
+    assert decide(settings(rel_l1_thresh=0.0), 0.0, chunks=2) == ["c" * 16] * 2
+    assert decide(settings(rel_l1_thresh=1e-9), 0.0) == ["c" + "r" * 14 + "c"]
+
+
+def test_chunks_decide_for_themselves() -> None:
+    schedule = Schedule(4, 0, 16, 4)
+    policy = ChunkwiseReuse(settings(rel_l1_thresh=0.15))
+    policy.reset(schedule)
+    for step in schedule.steps[:14]:
+        # Even chunks stand still, odd ones change by 0.2 at every step.
+        still = {e.chunk: torch.full((4,), 1.2**e.index if e.chunk % 2 else 1.0) for e in step.window}
+        todo = policy.select(step, lambda still=still: still)
+        for chunk in step.chunks:
+            if chunk in todo:
+                policy.observe(step, chunk, torch.ones(1))
+        if step.number and step.k:
+            assert todo == tuple(chunk for chunk in step.chunks if chunk % 2)
+
+
+def test_reset_forgets_the_last_video() -> None:
+    config = settings(rel_l1_thresh=0.25)
+    schedule = Schedule(1, 0, 16, 4)
+    policy = ChunkwiseReuse(config)
+    runs = []
+    for _ in range(2):
+        policy.reset(schedule)
+        chosen = []
+        for step in schedule.steps:
+            todo = policy.select(step, lambda step=step: features(step, 0.1))
+            chosen.append(todo)
+            if todo:
+                policy.observe(step, 0, torch.ones(1))
+        runs.append(chosen)
+    assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize(("form", "expected"), [("gain", 5.0 * 0.2), ("velocity", 5.0 * 0.1), ("linear", 8.0 * 0.1)])
+def test_what_a_reused_chunk_gains(form: str, expected: float) -> None:
+    memory = ChunkMemory()
+    memory.remember(torch.tensor(99.0), ChunkStep(0, 0, 0.05, 0.05, 0))
+    memory.remember(torch.tensor(3.0), ChunkStep(0, 1, 0.1, 0.1, 0))
+    memory.remember(torch.tensor(5.0), ChunkStep(0, 2, 0.2, 0.2, 0))
+    # Velocity 3 at t = 0.1 and 5 at t = 0.2: at t = 0.35 the line is at 8.
+    gained = advance(form, memory, ChunkStep(0, 3, 0.35, 0.1, 0))
+    assert gained.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_one_velocity_is_held() -> None:
+    memory = ChunkMemory()
+    memory.remember(torch.tensor(5.0), ChunkStep(0, 0, 0.2, 0.2, 0))
+    assert advance("linear", memory, ChunkStep(0, 1, 0.4, 0.1, 0)).item() == pytest.approx(0.5)
+
+
+def test_linear_is_exact_for_a_velocity_that_is_linear_in_t() -> None:
+    schedule = Schedule(1, 0, 16, 4)
+    policy = ChunkwiseReuse(settings(rel_l1_thresh=99, reuse_form="linear", warmup_steps=2))
+    policy.reset(schedule)
+    x = full = 0.0
+    for step in schedule.steps:
+        entry = step.window[0]
+        velocity = torch.tensor(2.0 + 3.0 * entry.t)
+        full += velocity.item() * entry.dt
+        if policy.select(step, lambda step=step: features(step, 0.1)):
+            policy.observe(step, 0, velocity)
+            x += velocity.item() * entry.dt
+        else:
+            x += policy.advance(step, 0).item()
+    assert x == pytest.approx(full, rel=1e-5)
+
+
+def test_relative_l1() -> None:
+    a, b = torch.tensor([1.0, -3.0]), torch.tensor([2.0, -2.0])
+    assert relative_l1(a, b) == pytest.approx(0.5)
+    assert relative_l1(a, torch.zeros(2)) == pytest.approx(2e8)
+    now, before = {1: a, 2: a, 3: a}, {0: b, 1: b, 2: a}
+    assert relative_l1_by_chunk(now, before) == {1: pytest.approx(0.5), 2: 0.0}
+    half = relative_l1_by_chunk({0: a.bfloat16()}, {0: (a * 1.001).bfloat16()})
+    assert half[0] >= 0
+
+
+def test_unknown_and_impossible_parameters_are_named() -> None:
+    with pytest.raises(ValueError, match=r"here: unknown parameter 'rel_l1_tresh'; known are .*rel_l1_thresh"):
+        make_config({"rel_l1_tresh": 0.1}, "here")
+    with pytest.raises(ValueError, match=r"rel_l1_thresh = -1"):
+        make_config({"rel_l1_thresh": -1}, "here")
+    with pytest.raises(ValueError, match=r"mix_lambda = 2"):
+        make_config({"mix_lambda": 2}, "here")
+    with pytest.raises(ValueError, match=r"rel_l1_thresh = nan"):
+        make_config({"rel_l1_thresh": float("nan")}, "here")
+
+
+def test_settings_are_checked_against_the_schedule() -> None:
+    config = FlowCacheConfig(compress_kv_cache=True, total_cache_chunk_nums=4)
+    assert "below window_size + 1 = 5" in next(config.problems(Schedule(10, 0, 8, 4)))
+    config = FlowCacheConfig(compress_kv_cache=True, total_cache_chunk_nums=5)
+    assert list(config.problems(Schedule(10, 4, 8, 4))) == []
+    assert "the prefix fills 5 chunks" in next(config.problems(Schedule(10, 5, 8, 4)))
+    assert list(FlowCacheConfig(total_cache_chunk_nums=2).problems(Schedule(10, 5, 8, 4))) == []

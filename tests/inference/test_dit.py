@@ -1,0 +1,191 @@
+"""The transformer and its layers against naive versions, and the properties that the sampler relies on."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from inference.kv_cache import KVCache
+from inference.model.context import CachedAttention, Entry
+from inference.model.dit import DROPPED_ROW, Captions, VideoDiT
+from inference.model.layers import Fp8Linear, OnePlusLayerNorm, PatchEmbedder, Rope, TimestepEmbedder, rotate
+from inference.sampler import kv_geometry, make_schedule
+from tests.tiny import TinyCaptions, tiny_config, tiny_dit, tiny_noise
+
+
+def chunks_of(noise: Tensor) -> Tensor:
+    return torch.stack(noise[0].split(6, dim=1))
+
+
+def forward(
+    dit: VideoDiT, x: Tensor, entries: list[Entry], cache: KVCache, t: list[float], **options: object
+) -> Tensor:
+    captions = TinyCaptions(tiny_config())
+    context = CachedAttention(cache, entries, "sdpa")
+    packed = Captions.of([captions.packed_cond(entry.chunk) for entry in entries])
+    first = [entry.chunk * 6 for entry in entries]
+    with torch.no_grad():
+        return dit(x, torch.tensor(t), packed, context, first_frames=first, step_scalar=4.0, **options)
+
+
+def fresh_cache(chunks: int = 4) -> KVCache:
+    config = tiny_config(num_frames=24 * chunks)
+    cache = KVCache(kv_geometry(config, torch.device("cpu")))
+    cache.reset(make_schedule(config, 0))
+    return cache
+
+
+def test_chunks_together_equal_chunks_one_after_the_other() -> None:
+    dit, x = tiny_dit(tiny_config()), chunks_of(tiny_noise(3))
+    t = [0.8, 0.4, 0.1]
+    together = forward(dit, x, [Entry(0), Entry(1), Entry(2)], fresh_cache(), t)
+    cache = fresh_cache()
+    for i in range(3):
+        alone = forward(dit, x[i : i + 1], [Entry(i)], cache, t[i : i + 1])
+        assert torch.allclose(alone[0], together[i], atol=2e-5)
+
+
+def test_a_chunk_sees_its_key_window_and_nothing_else() -> None:
+    dit, x = tiny_dit(tiny_config()), chunks_of(tiny_noise(3))
+    base = forward(dit, x, [Entry(0), Entry(1), Entry(2, key_start=1)], fresh_cache(), [0.5] * 3)
+    changed = x.clone()
+    changed[0] += 1
+    out = forward(dit, changed, [Entry(0), Entry(1, key_start=1), Entry(2, key_start=1)], fresh_cache(), [0.5] * 3)
+    window = forward(dit, x, [Entry(0), Entry(1, key_start=1), Entry(2, key_start=1)], fresh_cache(), [0.5] * 3)
+    assert torch.allclose(out[1:], window[1:], atol=1e-5)  # chunk 0 is out of sight for both
+    assert not torch.allclose(base[1], window[1], atol=1e-3)  # and would show if it were not
+    assert not torch.allclose(base[2], window[2], atol=1e-5)
+
+
+def test_an_entry_alone_reads_and_writes_no_cache() -> None:
+    dit, x = tiny_dit(tiny_config()), chunks_of(tiny_noise(3))
+    cache = fresh_cache()
+    before = cache.memory.clone()
+    out = forward(dit, x[:2], [Entry(0, role="alone"), Entry(1, role="alone")], cache, [0.5, 0.2])
+    assert torch.equal(cache.memory.nan_to_num(), before.nan_to_num())
+    single = forward(dit, x[1:2], [Entry(1, role="alone")], cache, [0.2])
+    assert torch.allclose(out[1:], single, atol=1e-5)
+
+
+def test_alone_entries_must_come_last() -> None:
+    with pytest.raises(ValueError, match="must come last"):
+        CachedAttention(fresh_cache(), [Entry(0, role="alone"), Entry(1)], "sdpa")
+
+
+def test_time_is_absolute_and_the_inputs_all_matter() -> None:
+    dit, x = tiny_dit(tiny_config()), chunks_of(tiny_noise(1))
+    base = forward(dit, x, [Entry(0, role="alone")], fresh_cache(), [0.5])
+    assert not torch.allclose(base, forward(dit, x, [Entry(0, role="alone")], fresh_cache(), [0.6]), atol=1e-3)
+    dropped = forward(dit, x, [Entry(0, role="alone")], fresh_cache(), [0.5], adaln_row=DROPPED_ROW)
+    assert not torch.allclose(base, dropped, atol=1e-3)
+
+
+def test_a_distilled_model_insists_on_its_step_size() -> None:
+    dit = tiny_dit(tiny_config())
+    with pytest.raises(ValueError, match="needs step_scalar"):
+        dit.condition(torch.tensor([0.5]), -2, None)
+    base = tiny_dit(tiny_config(three_pass=True))
+    assert torch.equal(base.condition(torch.tensor([0.5]), -2, None), base.condition(torch.tensor([0.5]), -2, 7.0))
+    assert not torch.allclose(dit.condition(torch.tensor([0.5]), -2, 4.0), dit.condition(torch.tensor([0.5]), -2, 8.0))
+
+
+def test_half_channels_are_doubled_and_rescaled() -> None:
+    model = tiny_config().model.model_copy(
+        update={"half_channel_vae": True, "in_channels": 32, "out_channels": 32, "x_rescale_factor": 0.1}
+    )
+    dit = VideoDiT(model, distill=True)
+    x = chunks_of(tiny_noise(1))
+    doubled = torch.cat([x, x], dim=1) * 0.1
+    assert torch.equal(dit.embed(x), dit.x_embedder(doubled))
+    out = dit(x, torch.tensor([0.5]), Captions(torch.zeros(0, 24), (0,)), _Alone(), first_frames=[0], step_scalar=4.0)
+    assert out.shape == x.shape
+
+
+class _Alone:
+    def attend(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
+        return CachedAttention(fresh_cache(), [Entry(0, role="alone")], "sdpa").attend(layer, q, kv)
+
+
+def test_patch_embedding_is_the_convolution() -> None:
+    embedder = PatchEmbedder(16, 64, 2)
+    x = torch.randn(2, 16, 6, 4, 8)
+    expected = torch.nn.functional.conv3d(x, embedder.weight, stride=(1, 2, 2)).flatten(2).transpose(1, 2)
+    assert torch.allclose(embedder(x), expected, atol=1e-5)
+
+
+def test_one_plus_norm() -> None:
+    norm = OnePlusLayerNorm(8, 1e-6, torch.float32)
+    with torch.no_grad():
+        norm.weight.normal_()
+        norm.bias.normal_()
+    x = torch.randn(3, 8)
+    normal = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()
+    assert torch.allclose(norm(x), normal * (norm.weight + 1) + norm.bias, atol=1e-5)
+    assert norm(x.bfloat16()).dtype == torch.float32
+
+
+def test_rotary_positions() -> None:
+    rope = Rope(16)
+    cos, sin = rope(torch.tensor([0, 12]), 6, 4, 8)
+    assert cos.shape == (2, 6 * 4 * 8, 6)
+    scale = math.sqrt(4 * 8 / 256)
+    for entry, first in enumerate((0, 12)):
+        for token in (0, 37, 191):
+            frame, row, column = token // 32, token // 8 % 4, token % 8
+            height = (row - 1.5) * (4 / scale - 1) / 3
+            width = (column - 3.5) * (8 / scale - 1) / 7
+            angles = torch.tensor([first + frame] * 2 + [height] * 2 + [width] * 2) * rope.bands.repeat(3)
+            assert torch.allclose(cos[entry, token], angles.cos(), atol=1e-5)
+            assert torch.allclose(sin[entry, token], angles.sin(), atol=1e-5)
+    single = rope(torch.tensor([0]), 1, 1, 8)[0]
+    assert torch.isfinite(single).all()
+
+
+def test_rotation_keeps_lengths_and_the_last_quarter() -> None:
+    rope = Rope(16)
+    cos, sin = rope(torch.tensor([3]), 6, 4, 4)
+    x = torch.randn(1, 96, 2, 16)
+    y = rotate(x, cos, sin)
+    assert torch.equal(y[..., 12:], x[..., 12:])
+    assert torch.allclose(y[..., :6] ** 2 + y[..., 6:12] ** 2, x[..., :6] ** 2 + x[..., 6:12] ** 2, atol=1e-4)
+
+
+def test_timestep_embedding_rounds_to_the_compute_dtype() -> None:
+    exact, rounded = TimestepEmbedder(8, torch.float32), TimestepEmbedder(8, torch.bfloat16)
+    rounded.load_state_dict(exact.state_dict())
+    t = torch.tensor([0.123])
+    frequencies = torch.tensor([10000 ** (-i / 128) for i in range(128)])
+    angles = t * frequencies * 1000
+    sinusoid = torch.cat([angles.cos(), angles.sin()])
+    assert torch.allclose(exact(t)[0], exact.mlp(sinusoid), atol=1e-3)
+    assert torch.allclose(rounded(t)[0], exact.mlp(sinusoid.bfloat16().float()), atol=1e-3)
+    assert rounded(t).dtype == torch.float32
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_fp8_linear_against_plain_arithmetic(per_channel: bool) -> None:
+    torch.manual_seed(0)
+    layer = Fp8Linear(16, 8, per_channel=per_channel)
+    layer.weight.data.copy_(torch.randn(1, 8, 16))
+    layer.weight_scale.data.fill_(0.5)
+    layer.input_scale.data.fill_(0.25)
+    if layer.smooth_scale is not None:
+        layer.smooth_scale.data.uniform_(0.1, 1)
+    x = torch.randn(3, 16) * 50
+    divisor = layer.smooth_scale[0] if per_channel else layer.input_scale
+    quantised = (x / divisor).clamp(-448, 448).bfloat16().to(torch.float8_e4m3fn)
+    expected = quantised.double() @ layer.weight[0].double().T * 0.25 * 0.5
+    assert torch.equal(layer(x), expected.to(torch.bfloat16))
+
+
+def test_an_fp8_model_runs_and_keeps_its_outer_layers() -> None:
+    config = tiny_config(fp8=True)
+    dit = tiny_dit(config)
+    kinds = [type(layer.mlp.linear_fc2).__name__ for layer in dit.videodit_blocks.layers]
+    assert kinds == ["Linear", "Fp8Linear", "Linear"]
+    cache = KVCache(kv_geometry(config, torch.device("cpu")))
+    cache.reset(make_schedule(config, 0))
+    x = chunks_of(tiny_noise(2))
+    out = forward(dit, x, [Entry(0), Entry(1)], cache, [0.6, 0.2])
+    assert out.dtype == torch.float32 and torch.isfinite(out).all()
