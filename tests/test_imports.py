@@ -20,7 +20,7 @@ ALLOWED = {
     "flowcache": ("inference.reuse", "inference.kv_cache", "inference.schedule"),
     "teacache": ("inference.reuse", "inference.schedule"),
     "scripts": LIBRARIES,
-    "benchmarks": LIBRARIES,
+    "benchmarks": (*LIBRARIES, "scripts"),
     "example": LIBRARIES,
     "tests": (*LIBRARIES, "example"),  # scripts and benchmarks are run, not imported
 }

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowcache.config import FlowCacheConfig
+from flowcache.config import FlowCacheConfig, load_method
 from flowcache.kv_cache import CompressedKVCache
 from flowcache.policy import ChunkwiseReuse
-from inference.config import MagiConfig
+from inference.config import REPOSITORY_ROOT, MagiConfig
 from inference.kv_cache import KVCache
 from inference.model.dit import VideoDiT
 from inference.prompt import ChunkCaptions, PromptFlags, SpecialTokens, assemble_captions
@@ -35,14 +35,13 @@ from scripts.parity.kvcompress import differing_tokens
 FAMILIES = ("sample", "flowcache")
 ACCUMULATOR_TOLERANCE = 1e-7  # absolute; the reference reached 1e-8
 
-# What the release does and its configuration does not say.
-PUBLISHED_FORM = {
-    "reuse_form": "gain",
-    "clean_pass": False,
-    "protect_last_step": False,
-    "kept_order": "score",
-    "score_dtype": "compute",
-}
+
+def published_settings(case: dict) -> FlowCacheConfig:
+    """The published preset with the parameters of a case: what the preset adds is how the release does things."""
+    preset = load_method(REPOSITORY_ROOT / "configs/method/flowcache_published.yaml")
+    for key in ("method", "noise2clean_kvrange"):
+        del preset[key]
+    return FlowCacheConfig(**(preset | case["flowcache"] | (case["kv_compression"] or {})))
 
 
 def claims(name: str) -> bool:
@@ -102,7 +101,7 @@ class _Run:
         self.cache = KVCache(geometry)
         policy: NoReuse | ChunkwiseReuse = NoReuse()
         if "flowcache" in case:
-            settings = FlowCacheConfig(**case["flowcache"], **(case["kv_compression"] or {}), **PUBLISHED_FORM)
+            settings = published_settings(case)
             policy = ChunkwiseReuse(settings)
             if settings.compress_kv_cache:
                 self.cache = CompressedKVCache(geometry, settings)
