@@ -38,6 +38,8 @@ def check_output_path(path: str | Path) -> Path:
     if path.is_dir():
         raise IsADirectoryError(f"the output {path} is a folder; give the name of a file in it")
     trial = _part_path(path)
+    if path.parent.exists() and not path.parent.is_dir():
+        raise NotADirectoryError(f"cannot write to the output folder {path.parent}: it is a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         trial.write_bytes(b"trial")
@@ -54,7 +56,9 @@ class VideoWriter:
 
     The file appears under its name when it is complete; until then it is a hidden file beside it, and an older file of
     that name stays. If the body ends with an exception, Ctrl-C included, what was appended so far becomes the file
-    and ``stopped`` is true; without a single frame nothing appears. Equal frames give equal files.
+    and ``stopped`` is true; it never takes the place of an older file, but is then called ``NAME.partial.mp4``.
+    Without a single frame nothing appears. ``saved_as`` is the path that was written, or None. Equal frames give
+    equal files.
 
     The encoder works in a thread of its own because Ctrl-C interrupts the main thread anywhere, even between two
     packets of one frame; this way an appended batch is either wholly in the file or not at all.
@@ -72,6 +76,7 @@ class VideoWriter:
         self.fps, self.height, self.width, self.crf = fps, height, width, crf
         self.frames_written = 0
         self.stopped = False
+        self.saved_as: Path | None = None
         self._part = _part_path(self.path)
         self._thread: ThreadPoolExecutor | None = None
         self._container: av.container.OutputContainer | None = None
@@ -103,6 +108,14 @@ class VideoWriter:
         finished = thread.submit(self._finish, exc_type is not None)
         thread.shutdown()
         finished.result()
+        # Said here and not in the encoder's thread: an interrupted main thread may hold the lock of a log handler.
+        if exc_type is not None and not self.frames_written:
+            logger.warning("stopped before the first frame: nothing was written to %s", self.path)
+        elif self.stopped:
+            kept = "" if self.saved_as == self.path else f"; the older {self.path.name} is unchanged"
+            logger.warning(
+                "stopped early: %s has the %d frames made so far%s", self.saved_as, self.frames_written, kept
+            )
 
     # What follows runs in the encoder's thread.
 
@@ -142,16 +155,22 @@ class VideoWriter:
             if not stopped:
                 raise ValueError(f"no frames were written to {self.path}")
             return
+        destination = self._destination(stopped)
         try:
             self._container.mux(self._stream.encode(None))
             self._container.close()
-            os.replace(self._part, self.path)
+            os.replace(self._part, destination)
         except OSError as error:
             self._give_up(error)
         self._container = None
         self.stopped = stopped
-        if stopped:
-            logger.warning("stopped early: %s has the %d frames made so far", self.path, self.frames_written)
+        self.saved_as = destination
+
+    def _destination(self, stopped: bool) -> Path:
+        """An unfinished video must not replace an older one, which may be complete."""
+        if stopped and self.path.exists():
+            return self.path.with_name(f"{self.path.stem}.partial.mp4")
+        return self.path
 
     def _give_up(self, error: OSError) -> None:
         """Remove the partial file and raise an error that says what happened."""

@@ -79,7 +79,46 @@ def test_a_stopped_run_leaves_a_playable_file(tmp_path, error):
         writer.append(frames_of(30))
         raise error
     assert writer.stopped and probe_video(tmp_path / "video.mp4").frames == writer.frames_written == 30
-    assert os.listdir(tmp_path) == ["video.mp4"]
+    assert os.listdir(tmp_path) == ["video.mp4"] and writer.saved_as == tmp_path / "video.mp4"
+
+
+def test_an_unfinished_video_never_replaces_an_older_one(tmp_path, caplog):
+    (tmp_path / "video.mp4").write_bytes(b"an older video")
+    for count in (5, 7):  # an older partial one does not count as worth keeping
+        writer = VideoWriter(tmp_path / "video.mp4", 24, 32, 48)
+        with pytest.raises(KeyboardInterrupt), writer:
+            writer.append(frames_of(count))
+            raise KeyboardInterrupt
+        assert writer.saved_as == tmp_path / "video.partial.mp4" and probe_video(writer.saved_as).frames == count
+        assert (tmp_path / "video.mp4").read_bytes() == b"an older video"
+        assert sorted(os.listdir(tmp_path)) == ["video.mp4", "video.partial.mp4"]
+    assert "the older video.mp4 is unchanged" in caplog.text
+    writer = write(tmp_path / "video.mp4", frames_of(3))
+    assert writer.saved_as == tmp_path / "video.mp4" and probe_video(tmp_path / "video.mp4").frames == 3
+
+
+def test_a_lock_that_ctrl_c_left_taken_stops_nothing(tmp_path):
+    """Ctrl-C may interrupt the main thread in the middle of a log line, whose lock it then keeps."""
+    code = """
+        import logging, sys, torch
+        from inference.video_writer import VideoWriter
+        logging.basicConfig(format="%(message)s", stream=sys.stdout)
+        try:
+            with VideoWriter(sys.argv[1], 24, 32, 48) as writer:
+                for _ in range(int(sys.argv[2])):
+                    writer.append(torch.zeros(4, 32, 48, 3, dtype=torch.uint8))
+                logging.getLogger().handlers[0].acquire()
+                raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            print(writer.frames_written)
+    """
+    for batches, said in ((0, "stopped before the first frame"), (1, "stopped early")):
+        with run_python(code, str(tmp_path / "video.mp4"), str(batches)) as process:
+            try:
+                lines = process.communicate(timeout=120)[0].splitlines()
+            finally:
+                process.kill()
+        assert process.returncode == 0 and lines[0].startswith(said) and lines[1] == str(4 * batches)
 
 
 def test_stopped_before_the_first_frame(tmp_path):
