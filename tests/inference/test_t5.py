@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import sentencepiece
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, T5ForConditionalGeneration
+from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration
 
 from inference.model.t5 import T5_FOLDER, load_t5
+from tests.tiny_checkpoint import write_tokenizer_json
 
 MAX_LENGTH = 16
 CONFIG = T5Config(
@@ -40,18 +40,6 @@ def sentencepiece_model(tmp_path_factory) -> Path:
         **{"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "minloglevel": 2},
     )
     return folder / "spiece.model"
-
-
-def write_tokenizer_json(folder: Path) -> None:
-    """A tokenizer.json as the `tokenizers` library writes it, with T5's special tokens and end token."""
-    letters = [(piece, -2.0) for piece in ["▁", *"abcdefghijklmnopqrstuvwxyz"]]
-    tokenizer = Tokenizer(models.Unigram([("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *letters], unk_id=2))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder)
 
 
 def write_sharded_bin(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
