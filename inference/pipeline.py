@@ -16,19 +16,28 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from inference.config import MagiConfig, require_path, resolve_path, runtime_support_warnings
+from inference.config import (
+    VAE_CHANNELS,
+    VAE_SPATIAL_FACTOR,
+    VAE_TEMPORAL_FACTOR,
+    MagiConfig,
+    require_path,
+    resolve_path,
+    runtime_support_warnings,
+)
 from inference.kv_cache import KVCache
 from inference.media import select_prefix_frames
 from inference.model.attention import resolve_backend
 from inference.model.dit import VideoDiT
 from inference.model.t5 import T5TextEncoder, load_t5
-from inference.model.vae import load_vae
+from inference.model.vae import ViTVAE, load_vae
 from inference.model.vae_codec import VaeCodec, tiles_for
-from inference.model.weights import checkpoint_directory, load_weights
+from inference.model.weights import check_weights, checkpoint_directory, load_weights
 from inference.prompt import ChunkCaptions, PromptFlags, SpecialTokens, assemble_captions
 from inference.record import RunRecord
 from inference.reuse import ReusePolicy
@@ -139,25 +148,31 @@ class MagiPipeline:
 
         Raises:
             FileNotFoundError, ValueError, WeightsError: a path that does not exist, a file that is not what it should
-                be, tensors
-                that do not fit; each before the next, longer load.
+                be, tensors that do not fit; before anything that takes long.
         """
         for warning in runtime_support_warnings(config):
             logger.warning(warning)
         runtime = config.runtime
-        # All paths first: a missing text encoder should not show up after minutes of loading the transformer.
+        # All paths and headers first: what is missing should not show up after minutes of loading something else.
         weights = checkpoint_directory(config)
         vae_directory = require_path(runtime.vae_pretrained, "runtime_config.vae_pretrained")
         t5_directory = require_path(runtime.t5_pretrained, "runtime_config.t5_pretrained")
         tokens = load_special_tokens(config)
         t5_device = device if runtime.t5_device == "cuda" else torch.device(runtime.t5_device)
-        t5 = load_t5(t5_directory, device=t5_device, max_length=config.model.caption_max_length)
+        dit = load_transformer(config, device)
+        check_weights(dit, weights, name="transformer")
         # The VAE in the compute dtype on a GPU, as published; float32 on a CPU, where bfloat16 gains nothing.
         vae_dtype = config.model.dtype if device.type == "cuda" else torch.float32
         vae = load_vae(vae_directory, device, vae_dtype)
+        check_vae(vae, vae_directory)
         tiles = tiles_for(vae, runtime.fps, (runtime.video_size_h, runtime.video_size_w))
         codec = VaeCodec(vae, runtime.scale_factor, runtime.fps, tiles)
-        dit = load_transformer(config, device)
+        t5 = load_t5(t5_directory, device=t5_device, max_length=config.model.caption_max_length)
+        if t5.width != config.model.caption_channels:
+            raise ValueError(
+                f"the text encoder in {t5_directory} gives features of {t5.width} numbers, but the transformer takes "
+                f"caption_channels {config.model.caption_channels}: they do not belong together"
+            )
         load_weights(dit, weights, device=device, name="transformer")
         return cls(config, dit.eval(), codec, t5, tokens, device)
 
@@ -247,14 +262,17 @@ class MagiPipeline:
 
 
 def usable_prefix(config: MagiConfig, frames: Tensor) -> Tensor:
-    """The frames of a clip that continue into the video: chosen by ``prefix_selection``, then cut to whole latents."""
-    if len(frames) == 1:
-        return frames
-    chosen = select_prefix_frames(frames, config.runtime.fps, config.runtime.prefix_selection)
-    factor = config.runtime.temporal_downsample_factor
-    if len(chosen) > 1 and len(chosen) < factor:
+    """The frames of a clip that continue into the video: chosen by ``prefix_selection``, then cut to whole latents.
+
+    The rule "last" loses frames at the start, since the video has to go on from the clip's end; the rule "first" at
+    the end, as in MAGI-1. Fewer frames than a latent has are one image, the last of them.
+    """
+    rule, factor = config.runtime.prefix_selection, config.runtime.temporal_downsample_factor
+    chosen = select_prefix_frames(frames, config.runtime.fps, rule)
+    whole = len(chosen) // factor * factor
+    if whole == 0:
         return chosen[-1:]
-    return chosen[: len(chosen) // factor * factor] if len(chosen) > 1 else chosen
+    return chosen[-whole:] if rule == "last" else chosen[:whole]
 
 
 def prompt_flags(config: MagiConfig) -> PromptFlags:
@@ -274,6 +292,16 @@ def load_special_tokens(config: MagiConfig) -> SpecialTokens | None:
             "special_tokens.npz, or set pad_hq and pad_duration to false"
         )
     return SpecialTokens.load(resolve_path(path), config.model.caption_channels)
+
+
+def check_vae(vae: ViTVAE, directory: Path) -> None:
+    """ValueError where the autoencoder's latents are not those of the transformer."""
+    found = (vae.vit_config.z_chans, vae.vit_config.patch_length, vae.vit_config.patch_size)
+    needed = (VAE_CHANNELS, VAE_TEMPORAL_FACTOR, VAE_SPATIAL_FACTOR)
+    if found != needed:
+        raise ValueError(
+            f"the VAE in {directory} has z_chans, patch_length and patch_size {found}; the transformer needs {needed}"
+        )
 
 
 def load_transformer(config: MagiConfig, device: torch.device) -> VideoDiT:

@@ -2,18 +2,20 @@
 """Make one video with MAGI-1, with or without caching.
 
 Examples:
-  python scripts/generate.py --mode t2v --prompt "a red ball moves left" --method_config
-  configs/method/flowcache_fast.yaml python scripts/generate.py --mode i2v --prompt "it moves up" --image_path
-  picture.png --num_frames 96 python scripts/generate.py --mode v2v --prompt "it goes on" --prefix_video_path clip.mp4
-  --rel_l1_thresh 0.02
+  generate.py --prompt "a red ball moves left" --method_config configs/method/flowcache_fast.yaml
+  generate.py --mode i2v --prompt "it moves up" --image_path picture.png --num_frames 96
+  generate.py --mode v2v --prompt "it goes on" --prefix_video_path clip.mp4 --rel_l1_thresh 0.02
 
 Beside OUTPUT.mp4 stand OUTPUT.json (configuration, seed, versions, times, what was reused and compressed) and
-OUTPUT.reuse.png (which chunk was computed at which step). Every flag may be spelled with dashes instead of
-underscores.
+OUTPUT.reuse.png (which chunk was computed at which step). Ctrl-C keeps the chunks that are done as a playable file,
+called OUTPUT.partial.mp4 where OUTPUT.mp4 is there from an earlier run. Every flag may be spelled with dashes instead
+of underscores.
 """
 
 import argparse
+import difflib
 import logging
+import re
 import signal
 import sys
 import time
@@ -31,13 +33,17 @@ from inference.config import MagiConfig, load_config, resolve_path
 from inference.media import read_image, read_video
 from inference.model.weights import WeightsError
 from inference.pipeline import MagiPipeline, RunReport, Sample, plan, usable_prefix
+from inference.text_cleaning import clean_caption
 from inference.video_writer import VideoWriter, check_output_path
 from scripts.methods import Method, add_parameters, given_parameters, read_method
-from scripts.sidecar import describe_run, draw_reuse_map, write_json
+from scripts.sidecar import describe_run, leave_report
 
 logger = logging.getLogger("generate")
 
 RUNTIME_FLAGS = ("seed", "num_frames", "num_steps", "video_size_h", "video_size_w")
+# Its thread would wait for ever for the bar's lock where Ctrl-C interrupts the main thread while it holds it.
+tqdm.monitor_interval = 0
+
 INTERRUPTED = 130  # what a shell reports of a program stopped by Ctrl-C
 
 
@@ -50,17 +56,23 @@ def main(argv: list[str] | None = None) -> int:
     # A terminated run ends like an interrupted one: what is finished stays, as a playable file.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return generate(args)
+        generate(args)
+        return 0
     except KeyboardInterrupt:
-        logger.error("stopped before the first frame was made; nothing was written")
+        logger.error("stopped")
         return INTERRUPTED
     except (OSError, ValueError, WeightsError, torch.OutOfMemoryError) as error:
-        logger.error("error: %s", error)
+        logger.error("error: %s", re.sub(r"^\[Errno \d+\] ", "", str(error)))
         return 1
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s --prompt PROMPT [--mode {t2v,i2v,v2v}] [--method_config FILE] [--output_path FILE] [...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument(
         "--config_file",
         default="configs/model/nano.json",
@@ -92,7 +104,13 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     for name in RUNTIME_FLAGS:
         group.add_argument(f"--{name}", type=int, metavar="N")
     add_parameters(parser)
-    return parser.parse_args([with_underscores(argument) for argument in argv])
+    args, unknown = parser.parse_known_args([with_underscores(argument) for argument in argv])
+    if unknown:
+        known = [f"--{name}" for name in vars(args)]
+        close = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else "; --help lists all flags"
+        parser.error(f"unknown argument {unknown[0]}{hint}")
+    return args
 
 
 def with_underscores(argument: str) -> str:
@@ -103,12 +121,13 @@ def with_underscores(argument: str) -> str:
     return "--" + name[2:].replace("-", "_") + equals + value
 
 
-def generate(args: argparse.Namespace) -> int:
+def generate(args: argparse.Namespace) -> None:
     """Check everything that can be checked, load the models, make the video."""
     method = read_method(args.method_config, given_parameters(args))
     config = resolve_config(args, method)
     device = choose_device(args.device)
     output = check_output_path(args.output_path)
+    clean_caption(args.prompt)  # refuses what is no text
     sample = Sample(args.prompt, read_prefix(args, config), args.sample_id)
     prefix_frames = 0 if sample.prefix is None else len(usable_prefix(config, sample.prefix))
     _, schedule = plan(config, prefix_frames)
@@ -122,26 +141,29 @@ def generate(args: argparse.Namespace) -> int:
         *(config.runtime.num_frames, config.runtime.video_size_w, config.runtime.video_size_h),
         *(schedule.chunk_num - schedule.offset, config.runtime.num_steps, method.name, device),
     )
-    stopped = write_video(pipeline, method, sample, report, output, schedule.total_steps, args.quiet)
-    contents = describe_run(config, method, sample, report, device, pipeline.dit.backend)
-    write_json(output.with_suffix(".json"), contents | {"stopped": stopped, "video": output.name})
-    draw_reuse_map(
-        output.with_suffix(".reuse.png"),
-        report.record,
-        f"{Path(method.source).stem}: {report.record.share_reused:.0%} reused",
-    )
-    summarise(output, report, contents)
-    return INTERRUPTED if stopped else 0
+    writer = VideoWriter(output, config.runtime.fps, config.runtime.video_size_h, config.runtime.video_size_w)
+    try:
+        write_video(pipeline, method, sample, report, writer, schedule.total_steps, args.quiet)
+    finally:
+        # A run that was stopped or failed is described as well, as far as it came.
+        if writer.saved_as is not None:
+            contents = describe_run(pipeline, method, sample, report, writer)
+            leave_report(writer.saved_as, contents, report.record)
+            summarise(writer.saved_as, contents)
 
 
 def write_video(
-    pipeline: MagiPipeline, method: Method, sample: Sample, report: RunReport, output: Path, steps: int, quiet: bool
-) -> bool:
-    """Make the frames and write them as they come; true where Ctrl-C ended the run after some were written."""
-    runtime = pipeline.config.runtime
+    pipeline: MagiPipeline,
+    method: Method,
+    sample: Sample,
+    report: RunReport,
+    writer: VideoWriter,
+    steps: int,
+    quiet: bool,
+) -> None:
+    """Make the frames and write them as they come, with a progress bar over ``steps`` unless ``quiet``."""
     began = time.perf_counter()
     bar = tqdm(total=steps, unit="step", disable=quiet, dynamic_ncols=True)
-    writer = VideoWriter(output, runtime.fps, runtime.video_size_h, runtime.video_size_w)
     try:
         with bar, logging_redirect_tqdm(), writer:
             frames = pipeline.frames(
@@ -154,13 +176,8 @@ def write_video(
             for chunk in frames:
                 with report.timed("write"):
                     writer.append(chunk)
-    except KeyboardInterrupt:
-        if not writer.frames_written:
-            raise
-        return True
     finally:
         report.seconds["total"] = report.seconds.get("load", 0.0) + time.perf_counter() - began
-    return False
 
 
 def resolve_config(args: argparse.Namespace, method: Method) -> MagiConfig:
@@ -208,18 +225,21 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device {name!r} is no device: {error}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: no CUDA device can be used here; try --device cpu")
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device {name!r} is not supported; auto, cpu, cuda, cuda:1, ... are")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise ValueError(f"--device {name}: {count} CUDA devices can be used here; try --device cpu")
     return device
 
 
-def summarise(output: Path, report: RunReport, contents: dict[str, Any]) -> None:
-    work = contents["work"]
+def summarise(output: Path, contents: dict[str, Any]) -> None:
+    work, seconds = contents["work"], contents["seconds"]
     logger.info(
         "%s: %d frames in %.1f s (denoising %.1f s); %d of %d chunk-forwards reused (%.0f %%), %d cache compressions",
-        *(output, report.frames, report.seconds["total"], report.seconds["denoise"], work["chunk_forwards_reused"]),
+        *(output, contents["frames"]["written"], seconds["total"], seconds["denoise"], work["chunk_forwards_reused"]),
         *(work["chunk_forwards_reused"] + work["chunk_forwards_computed"], 100 * work["share_reused"]),
         work["kv_compactions"],
     )

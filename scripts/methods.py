@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from flowcache.config import FlowCacheConfig, load_method, make_config
 from flowcache.kv_cache import CompressedKVCache
@@ -60,23 +61,59 @@ def read_method(path: str | None, overrides: dict[str, Any]) -> Method:
     """
     values = {} if path is None else load_method(resolve_path(path))
     source = "command line" if path is None else str(Path(path))
-    name = values.pop("method", "flowcache" if overrides else "none")
-    window = values.pop(WINDOW, None)
+    window = read_window(values.pop(WINDOW, None), source)
+    name = values.pop("method", "flowcache" if values or overrides else "none")
     if name not in METHODS:
         raise ValueError(f"{source}: unknown method {name!r}; known are {', '.join(METHODS)}")
     if name == "none":
         if values or overrides:
-            given = ", ".join(sorted({*values, *overrides}))
-            raise ValueError(f"{source}: method none takes no parameters, but {given} were given; use --method_config")
+            given = ", ".join(sorted({str(key) for key in (*values, *overrides)}))
+            raise ValueError(
+                f"{source}: method none takes no parameters, but these were given: {given}; leave them out, or use "
+                "method flowcache"
+            )
         return Method(name, source, window=window)
     return Method(name, source, make_config({**values, **overrides}, source), window)
 
 
+def read_window(value: Any, source: str) -> tuple[int, ...] | None:
+    """A method file's key window; None where it states none and the model configuration's holds."""
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(type(entry) is int for entry in value):
+        raise ValueError(f"{source}: {WINDOW} = {value!r} is no list of chunks such as [5, 4, 3, 2], or [] for all")
+    return tuple(value)
+
+
 def add_parameters(parser: argparse.ArgumentParser) -> None:
     """One flag per FlowCache parameter, by its own name; without default, so that the method file's value stands."""
-    group = parser.add_argument_group("FlowCache parameters (each replaces the method file's value)")
+    group = parser.add_argument_group(
+        "FlowCache parameters", "Each replaces the method file's value; the defaults hold where the file states none."
+    )
     for name, field in FlowCacheConfig.model_fields.items():
-        group.add_argument(f"--{name}", type=parse_value, default=UNSET, metavar="VALUE", help=field.description)
+        group.add_argument(
+            f"--{name}",
+            type=parse_value,
+            default=UNSET,
+            metavar=value_form(field.annotation),
+            help=f"{field.description} (default: {spelled(field.default)})".replace("%", "%%"),
+        )
+
+
+def value_form(annotation: Any) -> str:
+    """What a parameter's value looks like, for the help text: {token,frame,chunk}, true|false, INT or FLOAT."""
+    if get_origin(annotation) is Literal:
+        return "{" + ",".join(get_args(annotation)) + "}"
+    if get_origin(annotation) in (Union, UnionType):
+        return "|".join("null" if member is NoneType else value_form(member) for member in get_args(annotation))
+    if get_origin(annotation) is Annotated:
+        return value_form(get_args(annotation)[0])
+    return {bool: "true|false", int: "INT", float: "FLOAT"}.get(annotation, "VALUE")
+
+
+def spelled(value: Any) -> str:
+    """A value as a method file and a flag spell it."""
+    return {None: "null", True: "true", False: "false"}[value] if value is None or type(value) is bool else str(value)
 
 
 def given_parameters(args: argparse.Namespace) -> dict[str, Any]:

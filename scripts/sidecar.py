@@ -8,6 +8,8 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,10 @@ from typing import Any
 import matplotlib
 import torch
 
-from inference.config import REPOSITORY_ROOT, MagiConfig
-from inference.pipeline import RunReport, Sample, sample_seed
+from inference.config import REPOSITORY_ROOT
+from inference.pipeline import MagiPipeline, RunReport, Sample, sample_seed
 from inference.record import RunRecord
+from inference.video_writer import VideoWriter
 from metrics.flops import TransformerSize, run_flops
 from scripts.methods import Method
 
@@ -26,13 +29,38 @@ PACKAGES = ("torch", "transformers", "diffusers", "safetensors", "av", "numpy")
 matplotlib.use("Agg")
 
 
+def leave_report(video: Path, contents: dict[str, Any], record: RunRecord) -> None:
+    """Write the sidecar and the reuse map beside ``video``; OSError where that fails, which leaves the video alone."""
+    title = f"{Path(contents['method']['source']).stem}: {record.share_reused:.0%} reused"
+    for path, kind in ((video.with_suffix(".json"), "sidecar"), (video.with_suffix(".reuse.png"), "reuse map")):
+        try:
+            with replacing(path) as part:
+                write_json(part, contents) if kind == "sidecar" else draw_reuse_map(part, record, title)
+        except OSError as error:
+            reason = error.strerror or error
+            raise OSError(error.errno, f"{video} was written, but not its {kind} {path}: {reason}") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside ``path`` that takes its name once it is complete: a reader never sees half of it."""
+    part = path.with_name(f".~{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def describe_run(
-    config: MagiConfig, method: Method, sample: Sample, report: RunReport, device: torch.device, backend: str
+    pipeline: MagiPipeline, method: Method, sample: Sample, report: RunReport, writer: VideoWriter
 ) -> dict[str, Any]:
     """The contents of the sidecar."""
-    record = report.record
+    config, device, record = pipeline.config, pipeline.device, report.record
     size = TransformerSize.of(config.model.model_dump())
     return {
+        "video": None if writer.saved_as is None else writer.saved_as.name,
+        "stopped": writer.stopped,
         "prompt": sample.prompt,
         "prefix_frames": 0 if sample.prefix is None else len(sample.prefix),
         "seed": {
@@ -40,14 +68,14 @@ def describe_run(
             "sample": sample.identity,
             "noise": sample_seed(config.runtime.seed, sample.identity),
         },
-        "frames": {"written": report.frames, "fps": config.runtime.fps},
+        "frames": {"written": writer.frames_written, "fps": config.runtime.fps},
         "chunks": {"all": record.chunk_num, "given": record.offset},
         "method": method.to_json_dict(),
         "work": record.summary() | {"flop_estimate": run_flops(size, record.forwards)},
         "kv_cache_bytes": report.kv_cache_bytes,
         "seconds": {stage: round(seconds, 3) for stage, seconds in report.seconds.items()},
         "peak_memory_bytes": peak_memory(device),
-        "attention_backend": backend,
+        "attention_backend": pipeline.dit.backend,
         "device": describe_device(device),
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "commit": commit(),
@@ -82,15 +110,11 @@ def commit() -> str | None:
 
 
 def write_json(path: Path, contents: dict[str, Any]) -> None:
-    """Write beside, then rename: a reader never sees half a file."""
-    part = path.with_name(f".~{path.name}.part")
-    part.write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    path.write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
 
 
 def draw_reuse_map(path: Path, record: RunRecord, title: str) -> None:
-    """The reuse map as PNG: a row per chunk, a column per step; white not in the window, dark computed, light reused.
-    """
+    """The reuse map as PNG: rows are chunks, columns steps; white not in the window, dark computed, light reused."""
     from matplotlib import pyplot as plt
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
@@ -106,7 +130,7 @@ def draw_reuse_map(path: Path, record: RunRecord, title: str) -> None:
     if compactions:
         legend.append(Patch(color="#c00000", label="cache compressed"))
     axes.legend(handles=legend, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
-    part = path.with_name(f".~{path.name}.part")
-    figure.savefig(part, dpi=110, format="png")
-    plt.close(figure)
-    os.replace(part, path)
+    try:
+        figure.savefig(path, dpi=110, format="png")
+    finally:
+        plt.close(figure)

@@ -83,8 +83,7 @@ def load_weights(
         WeightsError: no such checkpoint, a damaged file, or any tensor missing, unexpected, misshapen or of a dtype
             that cannot be converted; all of them are named, before any data is read.
     """
-    stored = _read_headers(_checkpoint_files(Path(directory), base_name, name), name)
-    _compare(module, stored, name, Path(directory))
+    stored = _checked_headers(module, Path(directory), name, base_name)
     wanted = {key: tensor.dtype for key, tensor in module.state_dict().items()}
     converted: Counter[str] = Counter()
     for file in dict.fromkeys(tensor.file for tensor in stored.values()):
@@ -99,6 +98,11 @@ def load_weights(
     for change, count in converted.items():
         logger.info("%s: %d tensors converted from %s", name, count, change)
     logger.info("%s: %d tensors loaded from %s", name, len(stored), directory)
+
+
+def check_weights(module: nn.Module, directory: Path, *, name: str = "model", base_name: str = "model") -> None:
+    """Everything that ``load_weights`` refuses, from the headers alone: seconds, where loading may take minutes."""
+    _checked_headers(module, Path(directory), name, base_name)
 
 
 def checkpoint_directory(config: MagiConfig) -> Path:
@@ -164,6 +168,12 @@ def _shards(index: Path, name: str) -> list[Path]:
             f"{_names(absent)}; download them again"
         )
     return [index.parent / shard for shard in shards]
+
+
+def _checked_headers(module: nn.Module, directory: Path, name: str, base_name: str) -> dict[str, _Stored]:
+    stored = _read_headers(_checkpoint_files(directory, base_name, name), name)
+    _compare(module, stored, name, directory)
+    return stored
 
 
 def _read_headers(files: Iterable[Path], name: str) -> dict[str, _Stored]:
