@@ -1,0 +1,71 @@
+"""scripts/generate.py as the tests call it: in this process where that is enough, as a process of its own otherwise."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts" / "generate.py"
+
+Run = Callable[..., int]
+Start = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture(scope="session")
+def script() -> ModuleType:
+    """The script as a module, loaded by its path: nothing imports the scripts by name."""
+    spec = importlib.util.spec_from_file_location("generate_script", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def generate(
+    script: ModuleType, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, one_thread: None
+) -> Iterator[Run]:
+    """Call the script's main with the tiny model and ``tmp_path/out/video.mp4``; later flags win. Gives the status."""
+    terminate = signal.getsignal(signal.SIGTERM)
+    caplog.set_level("INFO")
+
+    def run(*flags: str) -> int:
+        return script.main(defaults(checkpoint, tmp_path / "out") + list(flags))
+
+    yield run
+    signal.signal(signal.SIGTERM, terminate)
+
+
+@pytest.fixture(scope="session")
+def start_process(checkpoint: Path) -> Start:
+    """Start the script as a process; ``folder`` is where video.mp4 goes, ``setup`` runs in the new process first."""
+
+    def start(folder: Path, *flags: str, setup: Callable[[], None] = lambda: None) -> subprocess.Popen[bytes]:
+        def prepare() -> None:
+            # A test run in the background may have been started with Ctrl-C ignored, which processes inherit.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            setup()
+
+        return subprocess.Popen(
+            [sys.executable, str(SCRIPT), *defaults(checkpoint, folder), *flags],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=prepare,
+        )
+
+    return start
+
+
+def defaults(checkpoint: Path, folder: Path) -> list[str]:
+    return [
+        *("--config_file", str(checkpoint / "distill.json"), "--prompt", "a cat on a mat"),
+        *("--output_path", str(folder / "video.mp4")),
+    ]
