@@ -16,8 +16,12 @@ from types import ModuleType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.parity import configs, dit, fp8, kvcompress, sampling, text, vae
-from scripts.parity.common import CheckResult
+from scripts.bootstrap import use_checkout
+
+use_checkout()
+
+from scripts.parity import configs, dit, fp8, kvcompress, sampling, text, vae  # noqa: E402
+from scripts.parity.common import CheckResult  # noqa: E402
 
 MODULES: tuple[ModuleType, ...] = (configs, fp8, text, kvcompress, dit, vae, sampling)
 # Prose beside the data.
