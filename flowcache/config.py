@@ -1,4 +1,4 @@
-"""FlowCache's parameters, by the names its users know (arXiv 2602.10825), checked before anything runs."""
+"""FlowCache's parameters, by the names their users know, checked before a run (docs/flowcache.md, "Parameters")."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""A KV cache of fixed size: finished chunks are squeezed so that a new one always finds room (arXiv 2602.10825).
+"""A KV cache of fixed size: finished chunks are squeezed so that a new one always finds room.
+
+Source: arXiv 2602.10825; docs/flowcache.md, "When the cache is compressed".
 
 The memory is allocated once, ``total_cache_chunk_nums`` chunks per layer. When it is full and another chunk is about
 to enter, the clean chunks (with what earlier compressions kept of their predecessors) give up one chunk's room; every

@@ -2,6 +2,8 @@
 
 The buffer holds the kept tokens of compressed chunks first, then whole chunks in the order in which they entered.
 Every token range that the cache reads or writes is computed here.
+
+Source: docs/flowcache.md, "When the cache is compressed" and "What a chunk sees after a compression".
 """
 
 

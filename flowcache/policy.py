@@ -1,5 +1,6 @@
-"""Chunk-wise reuse: every chunk decides at every step whether it is recomputed or advanced from memory (arXiv
-2602.10825).
+"""Chunk-wise reuse: every chunk decides at every step whether it is recomputed or advanced from memory.
+
+Source: arXiv 2602.10825; docs/flowcache.md, "Chunk-wise reuse" and "What a reused chunk gains".
 
 The measure is the relative-L1 change of a chunk's patch-embedded latents since the step before. It is accumulated
 until it reaches ``rel_l1_thresh``; as long as it stays below, the chunk is reused.

@@ -2,7 +2,8 @@
 functions.
 
 Shape letters: L keys, G key/value groups, H query heads, N queries, d head width. Scores are (G, L): every group
-chooses for itself (arXiv 2602.10825, section on KV compression; R-KV for the mix of importance and redundancy).
+chooses for itself (docs/flowcache.md, "What is kept"; arXiv 2602.10825, section on KV compression; R-KV for the mix of
+importance and redundancy).
 """
 
 import math
@@ -107,7 +108,7 @@ def mixed_score(q: Tensor, k: Tensor, mix_lambda: float, positions: Tensor | Non
 
 
 def position_weight(method: str, position: Tensor, last: int, power: float) -> Tensor:
-    """Weight of a score by position (docs: FlowCache, "Position weights"); 1 for ``no_weight`` and ``hard_code``.
+    """Weight of a score by position (docs/flowcache.md, "Position weights"); 1 for ``no_weight`` and ``hard_code``.
 
     Args:
         position: positions from 0, any shape, float.

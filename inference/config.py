@@ -1,7 +1,7 @@
 """MAGI-1's configuration file, typed and checked.
 
 One JSON with three sections, ``model_config``, ``runtime_config`` and ``engine_config``; the published files load
-unchanged (docs: MAGI-1 sampler, "Configuration file"). A few optional fields are ours: they have defaults, so that
+unchanged (docs/configuration.md, "Model configuration"). A few optional fields are ours: they have defaults, so that
 published files need not name them. Everything a file gets wrong is reported at once, before anything is loaded.
 """
 
@@ -37,7 +37,7 @@ class _Section(BaseModel):
 
 
 class ModelConfig(_Section):
-    """Architecture of the transformer (docs: MAGI-1 DiT, "Sizes")."""
+    """Architecture of the transformer (docs/configuration.md, "model_config")."""
 
     model_name: str
     num_layers: Count
@@ -116,7 +116,7 @@ class ModelConfig(_Section):
 
 
 class RuntimeConfig(_Section):
-    """What is sampled and how (docs: MAGI-1 sampler). Sizes in pixels, lengths in video frames."""
+    """What is sampled and how (docs/configuration.md, "runtime_config"). Sizes in pixels, lengths in video frames."""
 
     cfg_number: Literal[1, 3]
     cfg_t_range: Floats
@@ -197,7 +197,7 @@ class RuntimeConfig(_Section):
 
 
 class EngineConfig(_Section):
-    """How the model is run (docs: MAGI-1 DiT, "Guidance" and "fp8 checkpoints")."""
+    """How the model is run (docs/configuration.md, "engine_config")."""
 
     distributed_backend: str
     distributed_timeout_minutes: Positive

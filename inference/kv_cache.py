@@ -2,6 +2,7 @@
 
 This is the plain cache: every chunk has its own place for good. ``flowcache`` derives one of bounded size from it.
 What a chunk may attend to is asked in chunks (``key_start``, from the schedule) and answered in tokens (``visible``).
+Sources: docs/sampler.md, "KV cache" and "Which keys a chunk sees".
 """
 
 from dataclasses import dataclass
@@ -14,8 +15,7 @@ from inference.schedule import Schedule, Step
 
 @dataclass(frozen=True)
 class KVGeometry:
-    """Sizes of a cache: layers, key/value groups, head width, tokens of a chunk and of a latent frame, dtype, device.
-    """
+    """Sizes of a cache: layers, key/value groups, head width, tokens of a chunk and of a latent frame, dtype, device."""
 
     layers: int
     groups: int

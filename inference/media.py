@@ -1,4 +1,4 @@
-"""Reading of images and videos as frames of the configured size and rate (docs: MAGI-1 prefix image and video).
+"""Reading of images and videos as frames of the configured size and rate (docs/conditioning.md, "Prefix media").
 
 Frames are uint8 tensors (T, H, W, 3), RGB. What cannot be read is a FileNotFoundError, an IsADirectoryError or a
 ValueError with the path in it.

@@ -1,4 +1,6 @@
-"""From T5 features to what each chunk attends to: special tokens, null branch, packing (docs: MAGI-1 conditioning).
+"""From T5 features to what each chunk attends to: special tokens, null branch, packing.
+
+Source: docs/conditioning.md, "Special tokens" and "Captions per chunk".
 
 Sizes in the docstrings: L positions of a caption (``caption_max_length``), Cc its feature width (``caption_channels``).
 Only positions whose mask is 1 are attended to, so the sampler works with packed features, (m, Cc) per chunk; the

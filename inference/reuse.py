@@ -1,5 +1,7 @@
 """The contract of a reuse policy, the policy that never reuses, and the measure that all of them are built on.
 
+Source: docs/sampler.md, "The seams for caching".
+
 A policy decides once per step, above guidance, which chunks of the window are computed; the others advance by what
 the policy says. It serves one-pass and three-pass models alike, because it sees neither captions nor passes.
 """

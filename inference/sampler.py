@@ -1,4 +1,4 @@
-"""The denoising loop: a generator of clean latent chunks (docs: the sampler).
+"""The denoising loop: a generator of clean latent chunks (docs/sampler.md, "The loop").
 
     for every step of the schedule:
         ask the policy which chunks to compute

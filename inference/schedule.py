@@ -1,9 +1,9 @@
 """Which chunk stands at which noise level at every step: pure Python and NumPy scalars, no torch.
 
-MAGI-1 denoises a sliding window of chunks, each at its own noise level (MAGI-1 report, section 2; ``docs``: the
-sampler). This module turns the handful of numbers of a run into a list of frozen ``Step`` objects. Whoever holds a
-``Step`` knows everything about that step except the tensors: the sampler, the reuse policies and the KV caches all
-read the same object.
+MAGI-1 denoises a sliding window of chunks, each at its own noise level (MAGI-1 report, section 2; docs/sampler.md,
+"The sliding window"). This module turns the handful of numbers of a run into a list of frozen ``Step`` objects.
+Whoever holds a ``Step`` knows everything about that step except the tensors: the sampler, the reuse policies and the
+KV caches all read the same object.
 
 Terms: a *stage* is the ``num_steps // window_size`` steps between two moves of the window; a chunk's *index* is the
 number of steps that it has already done (0 to ``num_steps - 1``).
@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
-# Used by the prefix extraction when neither key window is configured (docs: the sampler, "Which keys a chunk sees").
+# Used by the prefix extraction when neither key window is configured (docs/sampler.md, "Which keys a chunk sees").
 DEFAULT_PREFIX_KEY_WINDOW = 8
 
 

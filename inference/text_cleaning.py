@@ -1,8 +1,8 @@
 """MAGI-1's caption cleaning: what is done to a prompt before the T5 tokenizer sees it.
 
 The text encoder was trained on captions cleaned like this, so the steps are kept exactly, odd ones included
-(docs: MAGI-1 text pre-processing, 34 steps, applied twice). "Word character", "digit" and "white space" are Python's
-Unicode classes; "letter" is a-z and A-Z only.
+(docs/conditioning.md, "Text cleaning": 34 steps, applied twice). "Word character", "digit" and "white space" are
+Python's Unicode classes; "letter" is a-z and A-Z only.
 """
 
 import html

@@ -2,7 +2,7 @@
 
 Two calls: ``attend`` (one sequence of queries against one contiguous range of keys) and ``cross_attend`` (every chunk
 against its own caption tokens). Both take any head grouping, keep the scale ``1/sqrt(d)``, use no mask inside a
-range, accumulate in float32 and return the dtype of the queries (docs: the transformer, "Attention block").
+range, accumulate in float32 and return the dtype of the queries (docs/transformer.md, "Attention block").
 
 Shape letters: E entries (chunks of one forward), N tokens of a chunk, M keys, H query heads, G key/value groups, D
 head width.

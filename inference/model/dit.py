@@ -1,4 +1,4 @@
-"""The MAGI-1 video transformer (docs: the transformer).
+"""The MAGI-1 video transformer (docs/transformer.md).
 
 The model is told everything by its arguments: which chunks (*entries*) to compute, at which noise level, with which
 caption, where in time, and through which attention context their keys reach it. It keeps no state between forwards

@@ -1,4 +1,4 @@
-"""From a step of the schedule to a velocity for every chunk that is to be computed (docs: the transformer, "Guidance").
+"""From a step of the schedule to a velocity for every chunk to be computed (docs/transformer.md, "Guidance").
 
 A base model (``cfg_number`` 3) takes three passes: with caption, with earlier chunks only, with nothing. A distilled
 model takes one, with an extra copy of a nearly clean first chunk. This is the only place that builds forwards of the

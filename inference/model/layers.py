@@ -1,8 +1,7 @@
 """Building blocks of the MAGI-1 transformer: norms, rotary positions, embedders, linear layers with their dtype rules.
 
 Module and parameter names are those of the published checkpoints. Parameters are created in the dtype in which the
-checkpoint *stores* them; the dtype in which each computes is stated per class (docs: the transformer; the table of
-the six published checkpoints).
+checkpoint *stores* them; the dtype in which each computes is stated per class (docs/transformer.md, "Tensors").
 """
 
 import math
@@ -41,8 +40,8 @@ class UpcastLinear(nn.Linear):
 
 
 class Fp8Linear(nn.Module):
-    """Linear layer with float8 e4m3 weights, reference arithmetic that runs anywhere (docs: the transformer, "fp8
-    checkpoints").
+    """Linear layer with float8 e4m3 weights, reference arithmetic that runs anywhere (docs/transformer.md,
+    "fp8 checkpoints").
 
     The input is divided by its scale in float32, clamped to +-448 and rounded to bfloat16, then to fp8; the product
     accumulates in float32, is multiplied by both scales and rounded to bfloat16 once.
@@ -67,7 +66,7 @@ class Fp8Linear(nn.Module):
 
 
 class Rope(nn.Module):
-    """Learned rotary frequencies over (time, height, width) (docs: the transformer, "Rotary embedding")."""
+    """Learned rotary frequencies over (time, height, width) (docs/transformer.md, "Rotary embedding")."""
 
     def __init__(self, head_width: int) -> None:
         super().__init__()

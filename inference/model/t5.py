@@ -1,4 +1,4 @@
-"""The T5 text encoder, loaded strictly from a local folder through transformers (docs: MAGI-1 text encoder)."""
+"""The T5 text encoder, loaded strictly from a local folder (docs/conditioning.md, "T5 text encoder")."""
 
 import json
 import logging

@@ -1,6 +1,6 @@
 """Encode and decode videos of any size in overlapping tiles, blended where they overlap.
 
-Source: docs, spec "magi1-vae-text-io", section 3, and the algorithm stated in the golden tiling data. The two
+Source: docs/conditioning.md, "Tiling", and the algorithm stated in tests/golden/tiling.json. The two
 directions differ, as in the published code: encoding blends a tile against neighbours that are blended already,
 decoding against neighbours as the model returned them. Tiles are counted by stride, so a video just as large as a tile
 still gives two.

@@ -1,6 +1,6 @@
 """The MAGI-1 video autoencoder: a transformer encoder and decoder over 4x8x8 patches.
 
-Sources: MAGI-1 report, section on the transformer-based VAE; docs, spec "magi1-vae-text-io", sections 1 and 2.
+Sources: docs/conditioning.md, "VAE configuration" and "VAE blocks"; MAGI-1 report, section on the VAE.
 
 Types: the weights decide. In float32 everything is float32. With bfloat16 weights the whole computation is bfloat16;
 for the decoder this equals the published autocast policy (float32 layer norms feeding bfloat16 linear layers),

@@ -1,6 +1,6 @@
 """Between frames as people see them (uint8 RGB) and latents as the sampler wants them (scaled).
 
-Source: docs, spec "magi1-vae-text-io", sections 2.2, 2.3 and 3.
+Source: docs/conditioning.md, "Latents and frames" and "Tiling".
 """
 
 from functools import partial

@@ -1,6 +1,6 @@
 """The parts both halves of the VAE are made of: configuration, attention, block, position embedding.
 
-Source: docs, spec "magi1-vae-text-io", sections 1.1 to 1.5.
+Source: docs/conditioning.md, "VAE configuration" and "VAE blocks".
 """
 
 from dataclasses import dataclass, fields
@@ -109,7 +109,7 @@ class VitConfig:
 def attention_norm(x: torch.Tensor) -> torch.Tensor:
     """``(x - mean) / (biased deviation + 1e-5)`` over the last axis, in ``x``'s own dtype, without parameters.
 
-    The epsilon is added to the deviation, not to the variance (spec "magi1-vae-text-io", section 1.5).
+    The epsilon is added to the deviation, not to the variance (docs/conditioning.md, "VAE blocks").
     """
     variance = x.var(dim=-1, correction=0, keepdim=True).clamp_min(_SMALLEST_VARIANCE)
     return (x - x.mean(dim=-1, keepdim=True)) / (variance.sqrt() + _NORM_EPS)
