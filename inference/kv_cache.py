@@ -15,7 +15,7 @@ from inference.schedule import Schedule, Step
 
 @dataclass(frozen=True)
 class KVGeometry:
-    """Sizes of a cache: layers, key/value groups, head width, tokens of a chunk and of a latent frame, dtype, device."""
+    """Sizes of a cache: layers, key/value groups, head width, tokens of a chunk and of a frame, dtype, device."""
 
     layers: int
     groups: int

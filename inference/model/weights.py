@@ -1,4 +1,4 @@
-"""Checkpoints: which folder a configuration means, and strict loading from safetensors (docs/transformer.md, "Tensors").
+"""Checkpoints: the folder a configuration means, and strict loading from safetensors (docs/transformer.md, "Tensors").
 
 Headers are read and compared with the module before any tensor is, so a wrong checkpoint is refused at once and with
 everything that is wrong with it. Nothing is ever unpickled.
