@@ -1,5 +1,6 @@
 """Fixtures that tests of several folders share."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model: distill.json (one pass), base.json (three passes), weights. Not to be changed."""
     root = tmp_path_factory.mktemp("checkpoint")
     build_checkpoint(root)
+    return root
+
+
+@pytest.fixture
+def checkpoint_copy(checkpoint: Path, tmp_path: Path) -> Path:
+    """The same folder again, to be damaged."""
+    root = tmp_path / "copy"
+    shutil.copytree(checkpoint, root)
+    for config in root.glob("*.json"):
+        config.write_text(config.read_text(encoding="utf-8").replace(str(checkpoint), str(root)), encoding="utf-8")
     return root
 
 

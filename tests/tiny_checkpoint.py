@@ -57,10 +57,10 @@ def write_transformer(config: MagiConfig, folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
-def write_vae(folder: Path) -> None:
+def write_vae(folder: Path, ddconfig: dict[str, object] = VAE) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        vae = ViTVAE(ddconfig=VAE)
+        vae = ViTVAE(ddconfig=ddconfig)
     vae.save_pretrained(folder)
 
 

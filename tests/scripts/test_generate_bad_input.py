@@ -166,16 +166,6 @@ def test_an_output_folder_without_permission(refuse: Refuse, tmp_path: Path) -> 
     assert f"cannot write to the output folder {folder}" in refuse("--output_path", str(folder / "video.mp4"))
 
 
-@pytest.fixture
-def broken(checkpoint: Path, tmp_path: Path, script: ModuleType) -> Path:
-    """A copy of the tiny model, to be damaged; copy/distill.json names it."""
-    root = tmp_path / "copy"
-    shutil.copytree(checkpoint, root)
-    for config in root.glob("*.json"):
-        config.write_text(config.read_text(encoding="utf-8").replace(str(checkpoint), str(root)), encoding="utf-8")
-    return root
-
-
 def without_a_tensor(root: Path) -> str:
     file = root / "magi" / "inference_weight.distill" / "model.safetensors"
     tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
@@ -222,9 +212,9 @@ def with_text_as_text_encoder(root: Path) -> str:
         with_text_as_text_encoder,
     ],
 )
-def test_damaged_checkpoints(refuse: Refuse, broken: Path, damage: Callable[[Path], str]) -> None:
-    message = damage(broken)
-    said = refuse("--config_file", str(broken / "distill.json"), loads=True)
+def test_damaged_checkpoints(refuse: Refuse, checkpoint_copy: Path, damage: Callable[[Path], str]) -> None:
+    message = damage(checkpoint_copy)
+    said = refuse("--config_file", str(checkpoint_copy / "distill.json"), loads=True)
     assert re.search(message, said), said
 
 
