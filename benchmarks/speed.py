@@ -19,11 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from transformers.utils.logging import disable_progress_bar
 
+from harness.methods import Method, read_method
+from harness.sidecar import commit, describe_device, write_json
 from inference.config import load_config
 from inference.pipeline import MagiPipeline, RunReport, Sample
 from metrics.flops import TransformerSize, run_flops
-from scripts.methods import Method, read_method
-from scripts.sidecar import commit, describe_device, write_json
 
 PROMPT = "a big red ball bounces up and down in the sky"
 
@@ -122,7 +122,8 @@ def describe(result: dict[str, Any]) -> str:
         source = result["methods"][name]["source"]
         lines.append(
             f"{name:8s} {source}: denoising {seconds:.2f} s, whole video {total:.2f} s, "
-            f"{runs[0]['share_reused']:.0%} of the chunk-forwards reused, KV cache {runs[0]['kv_cache_bytes'] / 2**20:.1f} MiB"
+            f"{runs[0]['share_reused']:.0%} of the chunk-forwards reused, "
+            f"KV cache {runs[0]['kv_cache_bytes'] / 2**20:.1f} MiB"
         )
     for kind, ratio in result["speedup"].items():
         lines.append(f"speed-up by {kind}: {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})")

@@ -20,8 +20,8 @@ from scripts.bootstrap import use_checkout
 
 use_checkout()
 
-from scripts.parity import configs, dit, fp8, kvcompress, sampling, text, vae  # noqa: E402
-from scripts.parity.common import CheckResult  # noqa: E402
+from scripts.parity import configs, dit, fp8, kvcompress, sampling, text, vae
+from scripts.parity.common import CheckResult
 
 MODULES: tuple[ModuleType, ...] = (configs, fp8, text, kvcompress, dit, vae, sampling)
 # Prose beside the data.

@@ -24,19 +24,23 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from scripts.bootstrap import use_checkout
+
+use_checkout()
+
 import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers.utils.logging import disable_progress_bar
 
+from harness.methods import Method, add_parameters, given_parameters, read_method
+from harness.sidecar import describe_run, leave_report
 from inference.config import MagiConfig, load_config, resolve_path
 from inference.media import read_image, read_video
 from inference.model.weights import WeightsError
 from inference.pipeline import MagiPipeline, RunReport, Sample, plan, usable_prefix
 from inference.text_cleaning import clean_caption
 from inference.video_writer import VideoWriter, check_output_path
-from scripts.methods import Method, add_parameters, given_parameters, read_method
-from scripts.sidecar import describe_run, leave_report
 
 logger = logging.getLogger("generate")
 

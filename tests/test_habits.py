@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LIBRARIES = ("inference", "flowcache", "teacache", "metrics")
-PACKAGES = (*LIBRARIES, "scripts", "benchmarks", "example", "tests")
+PACKAGES = (*LIBRARIES, "harness", "scripts", "benchmarks", "example", "tests")
 
 Rule = Callable[[str], Iterator[str]]
 

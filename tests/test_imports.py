@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LIBRARIES = ("inference", "flowcache", "teacache", "metrics")
-FIRST_PARTY = (*LIBRARIES, "scripts", "benchmarks", "example", "tests")
+FIRST_PARTY = (*LIBRARIES, "harness", "scripts", "benchmarks", "example", "tests")
 
 # What a package may import besides itself; a module stands for itself and everything below it.
 ALLOWED = {
@@ -19,10 +19,11 @@ ALLOWED = {
     "metrics": (),
     "flowcache": ("inference.reuse", "inference.kv_cache", "inference.schedule"),
     "teacache": ("inference.reuse", "inference.schedule"),
-    "scripts": LIBRARIES,
-    "benchmarks": (*LIBRARIES, "scripts"),
+    "harness": LIBRARIES,
+    "scripts": (*LIBRARIES, "harness"),
+    "benchmarks": (*LIBRARIES, "harness"),
     "example": LIBRARIES,
-    "tests": (*LIBRARIES, "example"),  # scripts and benchmarks are run, not imported
+    "tests": (*LIBRARIES, "harness", "example"),  # scripts and benchmarks are run, not imported
 }
 
 

@@ -17,12 +17,12 @@ from typing import Any
 import matplotlib
 import torch
 
+from harness.methods import Method
 from inference.config import REPOSITORY_ROOT
 from inference.pipeline import MagiPipeline, RunReport, Sample, sample_seed
 from inference.record import RunRecord
 from inference.video_writer import VideoWriter
 from metrics.flops import TransformerSize, run_flops
-from scripts.methods import Method
 
 PACKAGES = ("torch", "transformers", "diffusers", "safetensors", "av", "numpy")
 
