@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor
 
 from example.nano.data import Scene
-from example.nano.latents import PERIOD, TILE_LATENTS, LatentClips
+from example.nano.latents import PERIOD, TILE_LATENTS, LatentClips, opening_tile
 
 CHUNK_WIDTH = 6
 WINDOW = 4
@@ -54,13 +54,14 @@ def _consecutive(depths: tuple[int, ...], full_history: bool = False) -> tuple[S
 
 
 LAYOUTS = (
-    Layout("running", 0.34, 8, False, _consecutive((CLEAN, 3, 2, 1, 0))),
-    Layout("start", 0.2, 10, True, _consecutive((3, 2, 1, 0))),
-    # The third and the second stage of a video: here its first chunk decides where the object is, with no history.
-    Layout("third_stage", 0.2, 13, True, _consecutive((2, 1, 0))),
-    Layout("second_stage", 0.08, 20, True, _consecutive((1, 0))),
+    Layout("running", 0.22, 8, False, _consecutive((CLEAN, 3, 2, 1, 0))),
+    Layout("start", 0.16, 10, True, _consecutive((3, 2, 1, 0))),
+    # The third and the second stage of a video: here its first chunk decides, by the caption alone, what there is to
+    # see and how it moves. All later chunks can read that from the earlier ones.
+    Layout("third_stage", 0.28, 13, True, _consecutive((2, 1, 0))),
+    Layout("second_stage", 0.18, 20, True, _consecutive((1, 0))),
     # The nearly-clean copy, which sees itself only, and a video's first stage.
-    Layout("alone", 0.06, 20, True, (Slot(3, 0, 0), Slot(0, 0, 1))),
+    Layout("alone", 0.04, 20, True, (Slot(3, 0, 0), Slot(0, 0, 1))),
     Layout("after_prefix", 0.04, 8, False, _consecutive((CLEAN, CLEAN, CLEAN, 1, 0))),
     Layout("after_short_prefix", 0.04, 10, False, _consecutive((CLEAN, 2, 1, 0))),
     Layout("full_history", 0.04, 6, False, _consecutive((CLEAN, CLEAN, CLEAN, 3, 2, 1, 0), full_history=True)),
@@ -89,6 +90,7 @@ class Batch:
     foreground: Tensor
     given: Tensor
     depth: Tensor
+    decides: Tensor
     null: list[bool]
     remaining: list[int]
     first_frames: list[int]
@@ -122,10 +124,12 @@ def make_batch(clips: LatentClips, layout: Layout, rng: np.random.Generator, row
     rows = rows or layout.rows
     for row in range(rows):
         clip, tile = int(rng.integers(len(clips.scenes))), int(rng.integers(PERIOD // TILE_LATENTS))
+        image = layout.from_start and rng.uniform() < 0.2  # a given image may show its object anywhere
+        if layout.from_start and not image:
+            tile = opening_tile(clips.scenes[clip])
         latents, foreground = clips.window(clip, tile, chunk_count * CHUNK_WIDTH)
         base = 0 if layout.from_start else int(rng.integers(0, 9))
         after = int(rng.integers(0, 9))
-        image = layout.from_start and rng.uniform() < 0.25
         part_given = layout.name == "after_short_prefix" and rng.uniform() < 0.5
         share = (
             row + float(rng.uniform())
@@ -168,6 +172,9 @@ def make_batch(clips: LatentClips, layout: Layout, rng: np.random.Generator, row
         foreground=torch.stack(parts["fg"]),
         given=torch.stack(parts["given"]),
         depth=torch.tensor([slot.depth for slot in slots]).repeat(count),
+        decides=torch.tensor([layout.from_start and slot.chunk == 0 and slot.depth in (1, 2) for slot in slots]).repeat(
+            count
+        ),
         null=parts["null"],
         remaining=parts["remaining"],
         first_frames=parts["first"],

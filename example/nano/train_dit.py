@@ -41,6 +41,8 @@ from inference.model.dit import Captions
 CHECKPOINT = WORK / "dit.pt"
 # Of the depths 0 (noise) .. 3 (nearly clean): the first stage moves a chunk by 2 % of its way only.
 _DEPTH_WEIGHTS = torch.tensor([0.6, 1.0, 1.3, 1.1])
+# Of first chunks without history: they alone must learn shape and motion from the caption.
+_DECIDING_WEIGHT = 2.5
 # Not matrices of hidden layers: trained with AdamW.
 _NOT_HIDDEN = ("embed", "y_proj", "final_linear", "ada_modulate", "relative_attention_bias", "shared", "t_embedder")
 
@@ -74,13 +76,14 @@ def errors(velocity: Tensor, batch: Batch, foreground_weight: float) -> Tensor:
 def loss_of(velocity: Tensor, batch: Batch, foreground_weight: float) -> Tensor:
     """Weighted mean over the noisy entries; what is predicted for clean ones is never used."""
     noisy = batch.depth >= 0
-    weights = _DEPTH_WEIGHTS[batch.depth[noisy]]
+    weights = _DEPTH_WEIGHTS[batch.depth[noisy]] * torch.where(batch.decides[noisy], _DECIDING_WEIGHT, 1.0)
     return (errors(velocity, batch, foreground_weight)[noisy] * weights).sum() / weights.sum()
 
 
 def foreground_weight_at(progress: float, highest: float) -> float:
-    """Constant for a third of the training, then linear to 1 at two thirds of it."""
-    return 1 + (highest - 1) * min(1.0, max(0.0, (0.66 - progress) / 0.33))
+    """Constant for a third of the training, falling to a third of it at two thirds, and to 1 close to the end."""
+    points = [(0.33, highest), (0.66, max(1.0, highest / 3)), (0.82, max(1.0, highest / 3)), (0.94, 1.0)]
+    return float(np.interp(progress, *zip(*points, strict=True)))
 
 
 @torch.no_grad()
@@ -138,7 +141,7 @@ def train(team: Team, budget: Budget, lr: float, foreground_weight: float, small
         loss = loss_of(velocity, batch, foreground_weight_at(progress, foreground_weight))
         loss.backward()
         team.average_gradients(optimizers.parameters)
-        optimizers.step(learning_rate_factor(step, progress, warmup_steps=100, decay_from=0.5))
+        optimizers.step(learning_rate_factor(step, progress, warmup_steps=100, decay_from=0.8))
         average.update(model, step)
         losses.append(loss.item())
         step += 1
