@@ -83,7 +83,10 @@ class RunReport:
 
 
 def sample_seed(base_seed: int, identity: str) -> int:
-    """Seed of a sample's noise: depends on the base seed and on the sample alone, not on what ran before it."""
+    """Seed of a sample's noise: depends on the base seed and on the sample alone, not on what ran before it.
+
+    (docs/sampler.md, "Noise")
+    """
     digest = hashlib.sha256(f"{base_seed}/{identity}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -106,8 +109,8 @@ def prefix_latent_count(config: MagiConfig, frames: int) -> int:
 def plan(config: MagiConfig, prefix_frames: int) -> tuple[MagiConfig, Schedule]:
     """The configuration and the schedule that write exactly ``num_frames`` frames after (or with) the prefix.
 
-    ``num_frames`` is rounded up to whole latents. The chunk of a given image is part of the output, so its latent
-    counts among them.
+    ``num_frames`` is rounded up to whole latents (docs/sampler.md, "Length of the video"). The chunk of a given image
+    is part of the output, so its latent counts among them.
     """
     factor = config.runtime.temporal_downsample_factor
     latents = -(-config.runtime.num_frames // factor)
@@ -264,8 +267,9 @@ class MagiPipeline:
 def usable_prefix(config: MagiConfig, frames: Tensor) -> Tensor:
     """The frames of a clip that continue into the video: chosen by ``prefix_selection``, then cut to whole latents.
 
-    The rule "last" loses frames at the start, since the video has to go on from the clip's end; the rule "first" at
-    the end, as in MAGI-1. Fewer frames than a latent has are one image, the last of them.
+    (docs/conditioning.md, "Prefix media") The rule "last" loses frames at the start, since the video has to go on
+    from the clip's end; the rule "first" at the end, as in MAGI-1. Fewer frames than a latent has are one image, the
+    last of them.
     """
     rule, factor = config.runtime.prefix_selection, config.runtime.temporal_downsample_factor
     chosen = select_prefix_frames(frames, config.runtime.fps, rule)

@@ -1,4 +1,4 @@
-"""Writing of videos: H.264 in mp4, frames appended while they are made (docs: MAGI-1, saving)."""
+"""Writing of videos: H.264 in mp4, frames appended while they are made (docs/conditioning.md, "Writing the video")."""
 
 import errno
 import logging

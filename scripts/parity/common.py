@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-# The golden README: an independent float32 implementation reached 2e-6; a wrong statement moves something by 1.5e-4.
+# (docs/testing.md, "Families and tolerances") A correct float32 implementation reaches 2e-6, a wrong statement moves
+# something by 1.5e-4.
 RELATIVE_TOLERANCE = 5e-6
 
 

@@ -113,7 +113,7 @@ def _check_rotary(golden: GoldenFile) -> Iterator[CheckResult]:
 
 
 def _rotary_angles(grid: list[int], width: int) -> torch.Tensor:
-    """Angles (tokens, 6 * (width // 6)) of spec "magi1-vae-text-io", section 1.6."""
+    """Angles (tokens, 6 * (width // 6)) (docs/conditioning.md, "VAE blocks")."""
     count = width // 6
     frequencies = 10000.0 ** (-torch.arange(count, dtype=torch.float64) / count)
     positions = []
