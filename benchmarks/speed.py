@@ -20,7 +20,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from harness.methods import Method, read_method
-from harness.sidecar import commit, describe_device, write_json
+from harness.sidecar import commit, describe_device, replacing, write_json
 from inference.config import load_config
 from inference.pipeline import MagiPipeline, RunReport, Sample
 from metrics.flops import TransformerSize, run_flops
@@ -48,7 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     result = compare(args)
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        write_json(args.output, result)
+        with replacing(args.output) as part:
+            write_json(part, result)
     print(describe(result))
     print(json.dumps(result))  # the last line is for machines
     return 0

@@ -45,6 +45,7 @@ from inference.video_writer import VideoWriter, check_output_path
 logger = logging.getLogger("generate")
 
 RUNTIME_FLAGS = ("seed", "num_frames", "num_steps", "video_size_h", "video_size_w")
+INPUTS = ("mode", "config_file", "method_config", "image_path", "prefix_video_path")
 # Its thread would wait for ever for the bar's lock where Ctrl-C interrupts the main thread while it holds it.
 tqdm.monitor_interval = 0
 
@@ -151,7 +152,8 @@ def generate(args: argparse.Namespace) -> None:
     finally:
         # A run that was stopped or failed is described as well, as far as it came.
         if writer.saved_as is not None:
-            contents = describe_run(pipeline, method, sample, report, writer)
+            inputs = {name: getattr(args, name) for name in INPUTS}
+            contents = {"inputs": inputs} | describe_run(pipeline, method, sample, report, writer)
             leave_report(writer.saved_as, contents, report.record)
             summarise(writer.saved_as, contents)
 

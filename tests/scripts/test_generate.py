@@ -58,6 +58,7 @@ def test_video_and_what_stands_beside_it(made: tuple[Path, str]) -> None:
 def test_sidecar_says_everything(made: tuple[Path, str]) -> None:
     sidecar = read_sidecar(made[0])
     assert (sidecar["video"], sidecar["stopped"], sidecar["prompt"]) == ("video.mp4", False, "a cat on a mat")
+    assert sidecar["inputs"]["mode"] == "t2v" and sidecar["inputs"]["image_path"] is None
     assert sidecar["seed"]["base"] == 7 and sidecar["seed"]["sample"] == "b" and sidecar["seed"]["noise"] > 0
     assert sidecar["frames"] == {"written": 190, "fps": 24} and sidecar["chunks"] == {"all": 8, "given": 0}
     assert sidecar["config"]["runtime_config"]["num_frames"] == 190  # the flag's, not the file's 24
