@@ -229,7 +229,7 @@ def test_help_names_choices_and_defaults(script: ModuleType, capsys: pytest.Capt
     assert "--compress_strategy {token,frame,chunk} what is kept or dropped as one (default: token)" in text
     assert "--max_consecutive_reuse INT|null" in text and "--clean_pass true|false" in text
     for name, field in FlowCacheConfig.model_fields.items():
-        entry = text.split(f"--{name} ")[1].split(" --")[0]
+        entry = text.split(f"--{name} ")[-1].split(" --")[0]
         default = str(field.default).lower() if isinstance(field.default, bool) else field.default
         assert f"(default: {'null' if default is None else default})" in entry
         assert field.description in entry
