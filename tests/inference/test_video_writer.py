@@ -103,22 +103,25 @@ def test_a_lock_that_ctrl_c_left_taken_stops_nothing(tmp_path):
         import logging, sys, torch
         from inference.video_writer import VideoWriter
         logging.basicConfig(format="%(message)s", stream=sys.stdout)
-        try:
-            with VideoWriter(sys.argv[1], 24, 32, 48) as writer:
-                for _ in range(int(sys.argv[2])):
-                    writer.append(torch.zeros(4, 32, 48, 3, dtype=torch.uint8))
-                logging.getLogger().handlers[0].acquire()
-                raise KeyboardInterrupt
-        except KeyboardInterrupt:
-            print(writer.frames_written)
-    """
-    for batches, said in ((0, "stopped before the first frame"), (1, "stopped early")):
-        with run_python(code, str(tmp_path / "video.mp4"), str(batches)) as process:
+        lock = logging.getLogger().handlers[0]
+        for batches in (0, 1):
             try:
-                lines = process.communicate(timeout=120)[0].splitlines()
-            finally:
-                process.kill()
-        assert process.returncode == 0 and lines[0].startswith(said) and lines[1] == str(4 * batches)
+                with VideoWriter(sys.argv[1], 24, 32, 48) as writer:
+                    for _ in range(batches):
+                        writer.append(torch.zeros(4, 32, 48, 3, dtype=torch.uint8))
+                    lock.acquire()
+                    raise KeyboardInterrupt
+            except KeyboardInterrupt:
+                lock.release()
+                print(writer.frames_written, flush=True)
+    """
+    with run_python(code, str(tmp_path / "video.mp4")) as process:
+        try:
+            lines = process.communicate(timeout=120)[0].splitlines()
+        finally:
+            process.kill()
+    assert process.returncode == 0 and (lines[1], lines[3]) == ("0", "4")
+    assert lines[0].startswith("stopped before the first frame") and lines[2].startswith("stopped early")
 
 
 def test_stopped_before_the_first_frame(tmp_path):
