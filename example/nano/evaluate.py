@@ -83,6 +83,7 @@ def evaluate(pipeline: MagiPipeline, count: int, mode: str, sheet: Path) -> list
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, help="a training's checkpoint instead of the exported weights")
+    parser.add_argument("--last", action="store_true", help="the checkpoint's last weights, not the averaged ones")
     parser.add_argument("--mode", choices=list(_PREFIX_FRAMES), default="t2v")
     parser.add_argument("--prompts", type=int, default=40, help="how many held-out scenes (default 40)")
     parser.add_argument("--frames", type=int, default=96, help="video frames (default 96)")
@@ -95,7 +96,7 @@ def main() -> None:
         weights, scale_factor = WEIGHTS, magi_config().runtime.scale_factor
         if args.checkpoint is not None:
             weights = Path(folder)
-            scale_factor = export_models(args.checkpoint, weights)
+            scale_factor = export_models(args.checkpoint, weights, averaged=not args.last)
         pipeline = load_pipeline(weights, scale_factor, args.frames, args.steps)
         results = evaluate(pipeline, args.prompts, args.mode, WORK / f"evaluation_{args.mode}.png")
 

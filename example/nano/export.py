@@ -45,11 +45,14 @@ def write_scale_factor(scale_factor: float) -> None:
     beside.replace(CONFIG)
 
 
-def export_models(checkpoint: Path, folder: Path) -> float:
+def export_models(checkpoint: Path, folder: Path, averaged: bool = True) -> float:
     """Write all models of a checkpoint into `folder`; returns the scale factor."""
     state = load_checkpoint(checkpoint)
     model = NanoModel(magi_config().model).eval()
-    model.load_averaged(state["average"])
+    if averaged:
+        model.load_averaged(state["average"])
+    else:
+        model.load_state_dict(state["model"])
     transformer = folder / "magi" / "inference_weight.distill"
     transformer.mkdir(parents=True)
     save_file(stored_transformer(model), transformer / "model.safetensors", metadata={"format": "pt"})
@@ -62,12 +65,12 @@ def export_models(checkpoint: Path, folder: Path) -> float:
     return round(state["scale_factor"], 6)
 
 
-def export(checkpoint: Path, folder: Path) -> None:
+def export(checkpoint: Path, folder: Path, averaged: bool) -> None:
     """Replace `folder` by the models of a checkpoint, and the scale factor in the configuration."""
     beside = folder.with_name(f".part-{folder.name}")
     if beside.exists():
         shutil.rmtree(beside)
-    scale_factor = export_models(checkpoint, beside)
+    scale_factor = export_models(checkpoint, beside, averaged)
     if folder.exists():
         shutil.rmtree(folder)
     beside.rename(folder)
@@ -82,8 +85,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=WORK / "dit.pt")
     parser.add_argument("--folder", type=Path, default=WEIGHTS)
+    parser.add_argument(
+        "--last", action="store_true", help="the last weights instead of the averaged ones, which lag behind"
+    )
     args = parser.parse_args()
-    export(args.checkpoint, args.folder)
+    export(args.checkpoint, args.folder, averaged=not args.last)
 
 
 if __name__ == "__main__":
