@@ -1,7 +1,6 @@
 """Fixtures that tests of several folders share."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,10 +27,7 @@ def checkpoint_copy(checkpoint: Path, tmp_path: Path) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny tensors are computed fastest by one thread; with several, a busy machine makes them wait for each other."""
-    threads = torch.get_num_threads()
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tiny tensors are computed fastest by one thread; on a busy machine several mostly wait for each other."""
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

@@ -19,8 +19,6 @@ from inference.model.weights import WeightsError
 from inference.pipeline import MagiPipeline, RunReport, Sample, draw_noise, sample_seed, usable_prefix
 from tests.tiny_checkpoint import VAE, write_t5, write_vae
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 FRAMES = 156  # seven chunks, the last one cut: the cache of five is compressed
 REUSING = FlowCacheConfig(
     rel_l1_thresh=1.0, compress_kv_cache=True, discard_nearly_clean_chunk=True, reuse_form="linear"

@@ -29,9 +29,7 @@ def script() -> ModuleType:
 
 
 @pytest.fixture
-def generate(
-    script: ModuleType, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, one_thread: None
-) -> Iterator[Run]:
+def generate(script: ModuleType, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Run]:
     """Call the script's main with the tiny model and ``tmp_path/out/video.mp4``; later flags win. Gives the status."""
     terminate = signal.getsignal(signal.SIGTERM)
     caplog.set_level("INFO")

@@ -11,8 +11,6 @@ from inference.config import load_config
 from inference.media import probe_video, read_video
 from inference.pipeline import MagiPipeline, Sample
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def test_a_prompt_becomes_a_video_with_reuse_and_compression(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

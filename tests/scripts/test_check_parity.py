@@ -15,8 +15,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "check_parity.py"
 GOLDEN = ROOT / "tests" / "golden"
