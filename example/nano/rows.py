@@ -60,8 +60,9 @@ LAYOUTS = (
     # see and how it moves. All later chunks can read that from the earlier ones.
     Layout("third_stage", 0.28, 13, True, _consecutive((2, 1, 0))),
     Layout("second_stage", 0.18, 20, True, _consecutive((1, 0))),
-    # The nearly-clean copy, which sees itself only, and a video's first stage.
-    Layout("alone", 0.04, 20, True, (Slot(3, 0, 0), Slot(0, 0, 1))),
+    Layout("first_stage", 0.02, 40, True, _consecutive((0,))),
+    # The nearly-clean copy sees itself only, wherever in the video it is.
+    Layout("nearly_clean_copy", 0.03, 40, False, _consecutive((3,))),
     Layout("after_prefix", 0.04, 8, False, _consecutive((CLEAN, CLEAN, CLEAN, 1, 0))),
     Layout("after_short_prefix", 0.04, 10, False, _consecutive((CLEAN, 2, 1, 0))),
     Layout("full_history", 0.04, 6, False, _consecutive((CLEAN, CLEAN, CLEAN, 3, 2, 1, 0), full_history=True)),
@@ -114,70 +115,86 @@ def _clean_slot(x1: Tensor, x0: Tensor, rng: np.random.Generator) -> tuple[Tenso
     return t * x1 + (1 - t) * x0, t, False
 
 
+@dataclass(frozen=True)
+class _Row:
+    """The clip behind one row. `image`: its first latent is given as an image; `given`: two latents of chunk 1 are."""
+
+    latents: Tensor
+    foreground: Tensor
+    image: Tensor | None
+    given: bool
+    share: float  # how far the stage is, the same for the whole window
+    first_chunk: int
+    chunks_after: int
+
+
+def _draw_row(
+    clips: LatentClips, clip: int, layout: Layout, share: float, rng: np.random.Generator, chunk_count: int
+) -> _Row:
+    tile = int(rng.integers(PERIOD // TILE_LATENTS))
+    image = layout.from_start and rng.uniform() < 0.2  # a given image may show its object anywhere
+    if layout.from_start and not image:
+        tile = opening_tile(clips.scenes[clip])
+    latents, foreground = clips.window(clip, tile, chunk_count * CHUNK_WIDTH)
+    return _Row(
+        latents=latents,
+        foreground=foreground,
+        image=clips.images[clip, tile].float() if image else None,
+        given=layout.name == "after_short_prefix" and rng.uniform() < 0.5,
+        share=share,
+        first_chunk=0 if layout.from_start else int(rng.integers(0, 9)),
+        chunks_after=int(rng.integers(0, 9)),
+    )
+
+
+def _draw_entry(row: _Row, slot: Slot, rng: np.random.Generator) -> dict[str, Tensor | bool]:
+    """The tensors of one slot, named as in `Batch`."""
+    span = slice(slot.chunk * CHUNK_WIDTH, (slot.chunk + 1) * CHUNK_WIDTH)
+    x1 = row.latents[span].transpose(0, 1)
+    x0 = torch.randn_like(x1)
+    if slot.depth == CLEAN:
+        x, t, null = _clean_slot(x1, x0, rng)
+    else:
+        t, null = float(noise_level(torch.tensor((slot.depth + row.share) / WINDOW))), False
+        x = t * x1 + (1 - t) * x0
+    given = torch.zeros(1, *x1.shape[1:], dtype=torch.bool)
+    if row.image is not None and slot.chunk == 0:
+        given[:, :1] = True
+        x[:, 0] = row.image
+    if row.given and slot.chunk == 1:
+        given[:, :2] = True
+        x[:, :2] = x1[:, :2]
+    # What is given stays as it is.
+    velocity = torch.where(given, torch.zeros(()), x1 - x0)
+    foreground = row.foreground[span][None]
+    return {"x": x, "velocity": velocity, "t": torch.tensor(t), "foreground": foreground, "given": given, "null": null}
+
+
 def make_batch(clips: LatentClips, layout: Layout, rng: np.random.Generator, rows: int | None = None) -> Batch:
     """Draw clips and noise for one layout. Gaussian noise comes from torch's global generator, the rest from `rng`."""
     slots = layout.slots
+    count = rows or layout.rows
     chunk_count = 1 + max(slot.chunk for slot in slots)
-    parts: dict[str, list] = {
-        name: [] for name in ("x", "v", "t", "fg", "given", "null", "remaining", "first", "scenes")
-    }
-    rows = rows or layout.rows
-    for row in range(rows):
-        clip, tile = int(rng.integers(len(clips.scenes))), int(rng.integers(PERIOD // TILE_LATENTS))
-        image = layout.from_start and rng.uniform() < 0.2  # a given image may show its object anywhere
-        if layout.from_start and not image:
-            tile = opening_tile(clips.scenes[clip])
-        latents, foreground = clips.window(clip, tile, chunk_count * CHUNK_WIDTH)
-        base = 0 if layout.from_start else int(rng.integers(0, 9))
-        after = int(rng.integers(0, 9))
-        part_given = layout.name == "after_short_prefix" and rng.uniform() < 0.5
-        share = (
-            row + float(rng.uniform())
-        ) / rows  # how far the stage is, the same for the whole window; spread evenly
-        parts["scenes"].append(clips.scenes[clip])
-        for slot in slots:
-            span = slice(slot.chunk * CHUNK_WIDTH, (slot.chunk + 1) * CHUNK_WIDTH)
-            x1 = latents[span].transpose(0, 1)
-            x0 = torch.randn_like(x1)
-            given = torch.zeros(1, CHUNK_WIDTH, *x1.shape[2:], dtype=torch.bool)
-            if slot.depth == CLEAN:
-                x, t, null = _clean_slot(x1, x0, rng)
-            else:
-                t, null = float(noise_level(torch.tensor((slot.depth + share) / WINDOW))), False
-                x = t * x1 + (1 - t) * x0
-            velocity = x1 - x0
-            if image and slot.chunk == 0:
-                given[:, :1] = True
-                x[:, 0] = clips.images[clip, tile].float()
-            if part_given and slot.chunk == 1:
-                given[:, :2] = True
-                x[:, :2] = x1[:, :2]
-            # What is given stays as it is.
-            velocity = torch.where(given, torch.zeros(()), velocity)
-            parts["x"].append(x)
-            parts["v"].append(velocity)
-            parts["t"].append(t)
-            parts["fg"].append(foreground[span][None])
-            parts["given"].append(given)
-            parts["null"].append(null)
-            parts["remaining"].append(after + chunk_count - 1 - slot.chunk)
-            parts["first"].append((base + slot.chunk) * CHUNK_WIDTH)
-    count = len(parts["scenes"])
+    chosen = [int(clip) for clip in rng.integers(len(clips.scenes), size=count)]
+    # The rows' places in the stage are spread evenly over it.
+    drawn = [
+        _draw_row(clips, clip, layout, (number + float(rng.uniform())) / count, rng, chunk_count)
+        for number, clip in enumerate(chosen)
+    ]
+    entries = [_draw_entry(row, slot, rng) for row in drawn for slot in slots]
+    deciding = [layout.from_start and slot.chunk == 0 and slot.depth in (1, 2) for slot in slots]
     return Batch(
         layout=layout,
-        scenes=parts["scenes"],
-        x=torch.stack(parts["x"]),
-        velocity=torch.stack(parts["v"]),
-        t=torch.tensor(parts["t"], dtype=torch.float32),
-        foreground=torch.stack(parts["fg"]),
-        given=torch.stack(parts["given"]),
+        scenes=[clips.scenes[clip] for clip in chosen],
+        **{
+            name: torch.stack([entry[name] for entry in entries])
+            for name in ("x", "velocity", "t", "foreground", "given")
+        },
         depth=torch.tensor([slot.depth for slot in slots]).repeat(count),
-        decides=torch.tensor([layout.from_start and slot.chunk == 0 and slot.depth in (1, 2) for slot in slots]).repeat(
-            count
-        ),
-        null=parts["null"],
-        remaining=parts["remaining"],
-        first_frames=parts["first"],
+        decides=torch.tensor(deciding).repeat(count),
+        null=[bool(entry["null"]) for entry in entries],
+        remaining=[row.chunks_after + chunk_count - 1 - slot.chunk for row in drawn for slot in slots],
+        first_frames=[(row.first_chunk + slot.chunk) * CHUNK_WIDTH for row in drawn for slot in slots],
         num_steps=int(rng.choice(STEP_COUNTS, p=_STEP_SHARES)),
     )
 
