@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from transformers.utils.logging import disable_progress_bar
 
+from harness.device import choose_device, set_threads
 from harness.methods import Method, read_method
 from harness.sidecar import commit, describe_device, replacing, write_json
 from inference.config import load_config
@@ -39,7 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=5, help="pairs of runs, after one that is not counted")
     parser.add_argument("--num_frames", type=int)
     parser.add_argument("--num_steps", type=int)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: as in scripts/generate.py)")
     parser.add_argument("--output", type=Path, help="write the result as JSON to this file")
     args = parser.parse_args(argv)
     if args.repeats < 1:
@@ -59,7 +61,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     overrides = {name: getattr(args, name) for name in ("num_frames", "num_steps") if getattr(args, name) is not None}
     config = load_config(args.config_file).with_overrides(**overrides)
     methods = {"baseline": read_method(args.baseline, {}), "method": read_method(args.method, {})}
-    device = torch.device(args.device)
+    device = choose_device(args.device)
+    set_threads(args.threads, config)
     pipeline = MagiPipeline.load(config, device)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
     for repeat in range(args.repeats + 1):

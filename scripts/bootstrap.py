@@ -16,7 +16,5 @@ def use_checkout() -> None:
         return
     python = ROOT / ".venv" / "bin" / "python"
     if not python.exists() or Path(sys.prefix) == ROOT / ".venv":
-        sys.exit(
-            "PyTorch is not installed: run `bash scripts/setup_env.sh` once, which makes .venv in the checkout"
-        )
+        sys.exit("PyTorch is not installed: run `bash scripts/setup_env.sh` once, which makes .venv in the checkout")
     os.execv(python, [str(python), *sys.argv])

@@ -33,6 +33,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers.utils.logging import disable_progress_bar
 
+from harness.device import choose_device, set_threads
 from harness.methods import Method, add_parameters, given_parameters, read_method
 from harness.sidecar import describe_run, leave_report
 from inference.config import MagiConfig, load_config, resolve_path
@@ -99,6 +100,12 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         help="names the sample: with the seed it determines the noise (default: %(default)s)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="CPU threads (default: all cores, one for a model as small as the bundled)",
+    )
     parser.add_argument("--attention_backend", help="auto, sdpa or eager (default: the configuration's)")
     parser.add_argument(
         "--noise2clean_kvrange",
@@ -131,6 +138,7 @@ def generate(args: argparse.Namespace) -> None:
     method = read_method(args.method_config, given_parameters(args))
     config = resolve_config(args, method)
     device = choose_device(args.device)
+    set_threads(args.threads, config)
     output = check_output_path(args.output_path)
     clean_caption(args.prompt)  # refuses what is no text
     sample = Sample(args.prompt, read_prefix(args, config), args.sample_id)
@@ -224,21 +232,6 @@ def read_prefix(args: argparse.Namespace, config: MagiConfig) -> torch.Tensor | 
         path = resolve_path(args.prefix_video_path)
         return read_video(path, runtime.fps, height, width, select=runtime.prefix_selection)
     return None
-
-
-def choose_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device {name!r} is not supported; auto, cpu, cuda, cuda:1, ... are")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise ValueError(f"--device {name}: {count} CUDA devices can be used here; try --device cpu")
-    return device
 
 
 def summarise(output: Path, contents: dict[str, Any]) -> None:
