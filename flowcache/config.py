@@ -20,7 +20,7 @@ ScoreWeighting = Literal["no_weight", "hard_code", "exponential", "polynomial", 
 class FlowCacheConfig(BaseModel):
     """One field per parameter. The defaults reuse and compress nothing: MAGI-1 itself, bit for bit."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
     rel_l1_thresh: Annotated[float, Field(ge=0)] = Field(
         0.0, description="accumulated relative-L1 change under which a chunk is reused; 0 computes every chunk"

@@ -147,6 +147,11 @@ def test_unknown_and_impossible_parameters_are_named() -> None:
         make_config({"rel_l1_tresh": 0.1}, "here")
     with pytest.raises(ValueError, match=r"rel_l1_thresh = -1"):
         make_config({"rel_l1_thresh": -1}, "here")
+    with pytest.raises(ValueError, match=r"rel_l1_thresh = True"):
+        make_config({"rel_l1_thresh": True}, "here")
+    with pytest.raises(ValueError, match=r"compress_kv_cache = 1"):
+        make_config({"compress_kv_cache": 1}, "here")
+    assert make_config({"rel_l1_thresh": 0, "power": 3}, "here").power == 3.0
     with pytest.raises(ValueError, match=r"mix_lambda = 2"):
         make_config({"mix_lambda": 2}, "here")
     with pytest.raises(ValueError, match=r"rel_l1_thresh = nan"):
