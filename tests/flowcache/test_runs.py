@@ -94,6 +94,10 @@ def test_every_mode_reuses_and_compresses(three_pass: bool, given: int, window: 
     assert cache is not None and cache.bytes == 5 * 24 * cache.geometry.bytes_per_token
     finished = CHUNKS - 1 if clean_pass else 0
     assert len(set(itertools.chain(*(step.clean for step in record.steps)))) == finished
+    # A chunk that a compression squeezes is encoded ahead of it, in a forward of its own.
+    ahead = sum(step.compacted and bool(step.clean) for step in record.steps)
+    assert sum(forward.kind == "clean" for forward in record.forwards) == ahead
+    assert (ahead > 0) == clean_pass
 
 
 @pytest.mark.parametrize(
