@@ -69,14 +69,11 @@ class NoReuse:
         raise RuntimeError(f"chunk {chunk} was not computed at step {step.number}, but nothing is ever reused here")
 
 
-def relative_l1(current: Tensor, previous: Tensor) -> float:
-    """``mean|current - previous| / (mean|previous| + 1e-8)``, taken in float32 whatever the dtype of the inputs."""
-    current, previous = current.float(), previous.float()
-    return ((current - previous).abs().mean() / (previous.abs().mean() + REL_L1_EPSILON)).item()
-
-
 def relative_l1_by_chunk(current: Mapping[int, Tensor], previous: Mapping[int, Tensor]) -> dict[int, float]:
-    """``relative_l1`` of every chunk that is in both, with one transfer from the device instead of one per chunk."""
+    """Relative-L1 change of every chunk that is in both: ``mean|current - previous| / (mean|previous| + 1e-8)``.
+
+    Taken in float32 whatever the dtype of the inputs, with one transfer from the device instead of one per chunk.
+    """
     common = [chunk for chunk in current if chunk in previous]
     if not common:
         return {}

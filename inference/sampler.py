@@ -52,19 +52,15 @@ def make_schedule(config: MagiConfig, prefix_latents: int) -> Schedule:
     )
 
 
-def kv_geometry(
-    config: MagiConfig, device: torch.device, height: int | None = None, width: int | None = None
-) -> KVGeometry:
-    """Cache sizes for a configuration; ``height`` and ``width`` in latents replace the configured video size."""
-    model, runtime = config.model, config.runtime
-    rows = (height or runtime.video_size_h // 8) // model.patch_size
-    columns = (width or runtime.video_size_w // 8) // model.patch_size
+def kv_geometry(config: MagiConfig, device: torch.device) -> KVGeometry:
+    """Cache sizes for a configuration."""
+    model = config.model
     return KVGeometry(
         layers=model.num_layers,
         groups=model.num_query_groups,
         head_width=model.kv_channels,
-        chunk_tokens=runtime.chunk_width * rows * columns,
-        frame_tokens=rows * columns,
+        chunk_tokens=config.tokens_per_chunk,
+        frame_tokens=config.tokens_per_frame,
         dtype=model.dtype,
         device=device,
     )

@@ -42,7 +42,6 @@ class Step:
     clean: int | None  # chunk to be encoded once more at t = clean_t in front of this step's window
     clean_key_start: int
     finished: int | None  # chunk that is clean after this step
-    interval: int  # entry k of the step-interval schedule
     is_first: bool
     is_last: bool
 
@@ -196,7 +195,6 @@ class Schedule:
             clean=clean,
             clean_key_start=0 if clean is None else self.clean_key_start(clean),
             finished=first if window[0].index == self.num_steps - 1 else None,
-            interval=self.intervals[k],
             is_first=number == 0,
             is_last=number == self.total_steps - 1,
         )

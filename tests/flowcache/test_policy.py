@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flowcache.config import FlowCacheConfig, make_config
 from flowcache.policy import ChunkMemory, ChunkwiseReuse, advance
-from inference.reuse import relative_l1, relative_l1_by_chunk
+from inference.reuse import relative_l1_by_chunk
 from inference.schedule import ChunkStep, Schedule, Step
 
 
@@ -134,8 +134,7 @@ def test_linear_is_exact_for_a_velocity_that_is_linear_in_t() -> None:
 
 def test_relative_l1() -> None:
     a, b = torch.tensor([1.0, -3.0]), torch.tensor([2.0, -2.0])
-    assert relative_l1(a, b) == pytest.approx(0.5)
-    assert relative_l1(a, torch.zeros(2)) == pytest.approx(2e8)
+    assert relative_l1_by_chunk({0: a}, {0: torch.zeros(2)})[0] == pytest.approx(2e8)
     now, before = {1: a, 2: a, 3: a}, {0: b, 1: b, 2: a}
     assert relative_l1_by_chunk(now, before) == {1: pytest.approx(0.5), 2: 0.0}
     half = relative_l1_by_chunk({0: a.bfloat16()}, {0: (a * 1.001).bfloat16()})
