@@ -1,48 +1,25 @@
 """FlowCache's parameters, by the names their users know, checked before a run (docs/flowcache.md, "Parameters")."""
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from inference.reuse import ReuseSettings
 from inference.schedule import Schedule
 
 CompressStrategy = Literal["token", "frame", "chunk"]
 QueryGranularity = Literal["token", "frame", "chunk"]
-ReuseForm = Literal["gain", "velocity", "linear"]
 KeptOrder = Literal["score", "position"]
 ScoreDtype = Literal["float32", "compute"]
 ScoreWeighting = Literal["no_weight", "hard_code", "exponential", "polynomial", "upper_convex_polynomial", "gaussian"]
 
 
-class FlowCacheConfig(BaseModel):
-    """One field per parameter. The defaults reuse and compress nothing: MAGI-1 itself, bit for bit."""
+class CompressionConfig(BaseModel):
+    """Parameters of the compressed KV cache, which works with any reuse policy. The defaults compress nothing."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
-    rel_l1_thresh: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="accumulated relative-L1 change under which a chunk is reused; 0 computes every chunk"
-    )
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(
-        5, description="steps of each chunk's own count during which it is always computed"
-    )
-    reuse_form: ReuseForm = Field(
-        "linear",
-        description="what a reused chunk gains: gain (its last change, as published), velocity (its last velocity "
-        "times this step's dt), linear (the last two computed velocities extrapolated in t)",
-    )
-    clean_pass: bool = Field(True, description="encode each finished chunk once more, clean, as MAGI-1 does")
-    protect_last_step: bool = Field(
-        True, description="always compute a chunk's own last step, whose keys and values stay when clean_pass is off"
-    )
-    max_consecutive_reuse: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="bounded staleness: at most this many reuses of a chunk in a row"
-    )
-    discard_nearly_clean_chunk: bool = Field(
-        False, description="leave out the distilled model's extra copy of a nearly clean first chunk"
-    )
     compress_kv_cache: bool = Field(False, description="keep the KV cache within total_cache_chunk_nums chunks")
     total_cache_chunk_nums: Annotated[int, Field(ge=2)] = Field(
         5, description="cache capacity in chunks (B_total); at least window_size + 1"
@@ -82,30 +59,9 @@ class FlowCacheConfig(BaseModel):
             )
 
 
-def load_method(path: Path) -> dict[str, Any]:
-    """The contents of a method file (YAML); ValueError with the path where it is no mapping."""
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"method file {path} does not exist; see configs/method/") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"method file {path} is not valid YAML: {error}") from error
-    if not isinstance(raw, dict):
-        raise ValueError(f"method file {path} must hold a mapping of parameters, not {type(raw).__name__}")
-    return raw
+class FlowCacheConfig(CompressionConfig, ReuseSettings):
+    """One field per parameter. The defaults reuse and compress nothing: MAGI-1 itself, bit for bit."""
 
-
-def make_config(values: dict[str, Any], source: str) -> FlowCacheConfig:
-    """Check ``values``; ValueError lists every problem with the name of ``source``."""
-    try:
-        return FlowCacheConfig.model_validate(values)
-    except ValidationError as error:
-        known = ", ".join(sorted(FlowCacheConfig.model_fields))
-        lines = []
-        for problem in error.errors():
-            name = ".".join(str(part) for part in problem["loc"])
-            if problem["type"] == "extra_forbidden":
-                lines.append(f"unknown parameter {name!r}; known are {known}")
-            else:
-                lines.append(f"{name} = {problem['input']!r}: {problem['msg']}")
-        raise ValueError(f"{source}: " + "; ".join(lines)) from error
+    max_consecutive_reuse: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="bounded staleness: at most this many reuses of a chunk in a row"
+    )

@@ -11,7 +11,7 @@ of ``scoring``.
 import torch
 from torch import Tensor
 
-from flowcache.config import FlowCacheConfig
+from flowcache.config import CompressionConfig
 from flowcache.ledger import Ledger
 from flowcache.scoring import Selection, mixed_score, select, select_queries
 from inference.kv_cache import KVCache, KVGeometry
@@ -21,7 +21,7 @@ from inference.schedule import Schedule, Step
 class CompressedKVCache(KVCache):
     """Bounded KV cache; with room for the whole video it is the plain cache, bit for bit."""
 
-    def __init__(self, geometry: KVGeometry, config: FlowCacheConfig) -> None:
+    def __init__(self, geometry: KVGeometry, config: CompressionConfig) -> None:
         super().__init__(geometry)
         self.config = config
         self.selection = Selection(

@@ -7,17 +7,32 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from flowcache.config import FlowCacheConfig, load_method, make_config
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from flowcache.config import CompressionConfig, FlowCacheConfig
 from flowcache.kv_cache import CompressedKVCache
 from flowcache.policy import ChunkwiseReuse
 from inference.config import MagiConfig, resolve_path
 from inference.kv_cache import KVCache, KVGeometry
 from inference.reuse import NoReuse, ReusePolicy
 from inference.schedule import Schedule
+from teacache.config import TeaCacheConfig
+from teacache.policy import WindowReuse
 
-METHODS = ("none", "flowcache")
+
+class TeaCacheSettings(CompressionConfig, TeaCacheConfig):
+    """TeaCache's parameters with those of the compressed cache, which serves any policy."""
+
+
+Settings = FlowCacheConfig | TeaCacheSettings
+Model = TypeVar("Model", bound=BaseModel)
+
+# What a method file may name, with the parameters it takes.
+METHODS: dict[str, type[Settings] | None] = {"none": None, "flowcache": FlowCacheConfig, "teacache": TeaCacheSettings}
 
 # A method may state the key window its figures go with; it replaces the model configuration's.
 WINDOW = "noise2clean_kvrange"
@@ -25,32 +40,34 @@ WINDOW = "noise2clean_kvrange"
 
 @dataclass(frozen=True)
 class Method:
-    """A caching method with its settings; ``flowcache`` is None where nothing is cached."""
+    """A caching method with its settings; ``settings`` is None where nothing is cached."""
 
     name: str
     source: str
-    flowcache: FlowCacheConfig | None = None
+    settings: Settings | None = None
     window: tuple[int, ...] | None = None
 
     def make_policy(self) -> ReusePolicy:
-        return NoReuse() if self.flowcache is None else ChunkwiseReuse(self.flowcache)
+        if self.settings is None:
+            return NoReuse()
+        return (ChunkwiseReuse if isinstance(self.settings, FlowCacheConfig) else WindowReuse)(self.settings)
 
     def make_cache(self, geometry: KVGeometry) -> KVCache:
-        if self.flowcache is None or not self.flowcache.compress_kv_cache:
+        if self.settings is None or not self.settings.compress_kv_cache:
             return KVCache(geometry)
-        return CompressedKVCache(geometry, self.flowcache)
+        return CompressedKVCache(geometry, self.settings)
 
     def apply_window(self, config: MagiConfig) -> MagiConfig:
         return config if self.window is None else config.with_overrides(noise2clean_kvrange=list(self.window))
 
     def check(self, schedule: Schedule) -> None:
         """ValueError where the settings do not fit the schedule, before anything is loaded."""
-        problems = [] if self.flowcache is None else list(self.flowcache.problems(schedule))
+        problems = [] if self.settings is None else list(self.settings.problems(schedule))
         if problems:
             raise ValueError(f"{self.source}: " + "; ".join(problems))
 
     def to_json_dict(self) -> dict[str, Any]:
-        settings = {} if self.flowcache is None else self.flowcache.model_dump()
+        settings = {} if self.settings is None else self.settings.model_dump(mode="json")
         return {"method": self.name, "source": self.source, **settings}
 
 
@@ -65,15 +82,45 @@ def read_method(path: str | None, overrides: dict[str, Any]) -> Method:
     name = values.pop("method", "flowcache" if values or overrides else "none")
     if name not in METHODS:
         raise ValueError(f"{source}: unknown method {name!r}; known are {', '.join(METHODS)}")
-    if name == "none":
+    model = METHODS[name]
+    if model is None:
         if values or overrides:
             given = ", ".join(sorted({str(key) for key in (*values, *overrides)}))
             raise ValueError(
                 f"{source}: method none takes no parameters, but these were given: {given}; leave them out, or use "
-                "method flowcache"
+                "another method"
             )
         return Method(name, source, window=window)
-    return Method(name, source, make_config({**values, **overrides}, source), window)
+    return Method(name, source, make_config(model, {**values, **overrides}, source), window)
+
+
+def load_method(path: Path) -> dict[str, Any]:
+    """The contents of a method file (YAML); ValueError with the path where it is no mapping."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"method file {path} does not exist; see configs/method/") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"method file {path} is not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"method file {path} must hold a mapping of parameters, not {type(raw).__name__}")
+    return raw
+
+
+def make_config(model: type[Model], values: dict[str, Any], source: str) -> Model:
+    """Check ``values``; ValueError lists every problem with the name of ``source``."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        known = ", ".join(sorted(model.model_fields))
+        lines = []
+        for problem in error.errors():
+            name = ".".join(str(part) for part in problem["loc"])
+            if problem["type"] == "extra_forbidden":
+                lines.append(f"unknown parameter {name!r}; known are {known}")
+            else:
+                lines.append(f"{name} = {problem['input']!r}: {problem['msg']}")
+        raise ValueError(f"{source}: " + "; ".join(lines)) from error
 
 
 def read_window(value: Any, source: str) -> tuple[int, ...] | None:
@@ -85,19 +132,37 @@ def read_window(value: Any, source: str) -> tuple[int, ...] | None:
     return tuple(value)
 
 
+def parameters() -> dict[str, dict[str, FieldInfo]]:
+    """Every parameter's name, with the methods that take it."""
+    found: dict[str, dict[str, FieldInfo]] = {}
+    for method, model in METHODS.items():
+        for name, field in ({} if model is None else model.model_fields).items():
+            found.setdefault(name, {})[method] = field
+    return found
+
+
 def add_parameters(parser: argparse.ArgumentParser) -> None:
-    """One flag per FlowCache parameter, by its own name; without default, so that the method file's value stands."""
+    """One flag per parameter, by its own name; without default, so that the method file's value stands."""
     group = parser.add_argument_group(
-        "FlowCache parameters", "Each replaces the method file's value; the defaults hold where the file states none."
+        "method parameters", "Each replaces the method file's value; the defaults hold where the file states none."
     )
-    for name, field in FlowCacheConfig.model_fields.items():
+    for name, by_method in parameters().items():
+        field = next(iter(by_method.values()))
         group.add_argument(
             f"--{name}",
             type=parse_value,
             default=UNSET,
             metavar=value_form(field.annotation),
-            help=f"{field.description} (default: {spelled(field.default)})".replace("%", "%%"),
+            help=f"{describe(by_method)} (default: {spelled(field.default)})".replace("%", "%%"),
         )
+
+
+def describe(by_method: dict[str, FieldInfo]) -> str:
+    """What a parameter means: to the first method, and to those to which it means something else."""
+    (first, field), *others = by_method.items()
+    own = [f"{method}: {other.description}" for method, other in others if other.description != field.description]
+    only = [f"{first} only"] if not others else []
+    return "; ".join([str(field.description), *own, *only])
 
 
 def value_form(annotation: Any) -> str:
@@ -108,6 +173,8 @@ def value_form(annotation: Any) -> str:
         return "|".join("null" if member is NoneType else value_form(member) for member in get_args(annotation))
     if get_origin(annotation) is Annotated:
         return value_form(get_args(annotation)[0])
+    if get_origin(annotation) is tuple:
+        return f"{value_form(get_args(annotation)[0])},..."
     return {bool: "true|false", int: "INT", float: "FLOAT"}.get(annotation, "VALUE")
 
 
@@ -117,8 +184,8 @@ def spelled(value: Any) -> str:
 
 
 def given_parameters(args: argparse.Namespace) -> dict[str, Any]:
-    """The FlowCache parameters that were given on the command line."""
-    given = {name: getattr(args, name) for name in FlowCacheConfig.model_fields}
+    """The parameters that were given on the command line."""
+    given = {name: getattr(args, name) for name in parameters()}
     return {name: value for name, value in given.items() if value is not UNSET}
 
 
@@ -130,7 +197,9 @@ UNSET = _Unset()
 
 
 def parse_value(text: str) -> Any:
-    """A flag's value as YAML would read it: true, null, 5, 0.01, token."""
+    """A flag's value: true, null, 5, 0.01, token, or several with commas between them."""
+    if "," in text or text.startswith("["):
+        return [parse_value(part.strip()) for part in text.strip("[] ").split(",")]
     parsers: tuple[Callable[[str], Any], ...] = (int, float)
     words = {"true": True, "false": False, "null": None, "none": None}
     if text.lower() in words:

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowcache.config import FlowCacheConfig, load_method
+from flowcache.config import FlowCacheConfig
 from flowcache.kv_cache import CompressedKVCache
 from flowcache.policy import ChunkwiseReuse
+from harness.methods import load_method
 from inference.config import REPOSITORY_ROOT, MagiConfig
 from inference.kv_cache import KVCache
 from inference.model.dit import VideoDiT

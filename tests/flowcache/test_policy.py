@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowcache.config import FlowCacheConfig, make_config
-from flowcache.policy import ChunkMemory, ChunkwiseReuse, advance
-from inference.reuse import relative_l1_by_chunk
+from flowcache.config import FlowCacheConfig
+from flowcache.policy import ChunkwiseReuse
+from harness.methods import make_config
+from inference.reuse import ChunkMemory, advance, relative_l1_by_chunk
 from inference.schedule import ChunkStep, Schedule, Step
 
 
@@ -143,18 +144,18 @@ def test_relative_l1() -> None:
 
 def test_unknown_and_impossible_parameters_are_named() -> None:
     with pytest.raises(ValueError, match=r"here: unknown parameter 'rel_l1_tresh'; known are .*rel_l1_thresh"):
-        make_config({"rel_l1_tresh": 0.1}, "here")
+        make_config(FlowCacheConfig, {"rel_l1_tresh": 0.1}, "here")
     with pytest.raises(ValueError, match=r"rel_l1_thresh = -1"):
-        make_config({"rel_l1_thresh": -1}, "here")
+        make_config(FlowCacheConfig, {"rel_l1_thresh": -1}, "here")
     with pytest.raises(ValueError, match=r"rel_l1_thresh = True"):
-        make_config({"rel_l1_thresh": True}, "here")
+        make_config(FlowCacheConfig, {"rel_l1_thresh": True}, "here")
     with pytest.raises(ValueError, match=r"compress_kv_cache = 1"):
-        make_config({"compress_kv_cache": 1}, "here")
-    assert make_config({"rel_l1_thresh": 0, "power": 3}, "here").power == 3.0
+        make_config(FlowCacheConfig, {"compress_kv_cache": 1}, "here")
+    assert make_config(FlowCacheConfig, {"rel_l1_thresh": 0, "power": 3}, "here").power == 3.0
     with pytest.raises(ValueError, match=r"mix_lambda = 2"):
-        make_config({"mix_lambda": 2}, "here")
+        make_config(FlowCacheConfig, {"mix_lambda": 2}, "here")
     with pytest.raises(ValueError, match=r"rel_l1_thresh = nan"):
-        make_config({"rel_l1_thresh": float("nan")}, "here")
+        make_config(FlowCacheConfig, {"rel_l1_thresh": float("nan")}, "here")
 
 
 def test_settings_are_checked_against_the_schedule() -> None:

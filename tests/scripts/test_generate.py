@@ -13,6 +13,7 @@ from PIL import Image
 from flowcache.config import FlowCacheConfig
 from inference.media import probe_video
 from inference.video_writer import VideoWriter
+from teacache.config import TeaCacheConfig
 from tests.scripts.conftest import ROOT, Run, Start
 
 FAST = str(ROOT / "configs" / "method" / "flowcache_fast.yaml")
@@ -194,6 +195,19 @@ def test_parameters_without_a_file_mean_flowcache(script: ModuleType, tmp_path: 
     assert settings(script, "--method_config", str(path))[0]["method"] == "flowcache"
 
 
+def test_teacache_takes_its_own_parameters(script: ModuleType) -> None:
+    file = ("--method_config", str(ROOT / "configs" / "method" / "teacache_slow.yaml"))
+    method, _ = settings(script, *file)
+    assert (method["method"], method["coefficients"], method["compress_kv_cache"]) == ("teacache", None, False)
+    method, _ = settings(script, *file, "--coefficients=-2,0.5,1e-3", "--compress-kv-cache", "true")
+    assert (method["coefficients"], method["compress_kv_cache"]) == ([-2.0, 0.5, 0.001], True)
+    assert settings(script, *file, "--coefficients", "[3]")[0]["coefficients"] == [3.0]
+    with pytest.raises(ValueError, match=r"unknown parameter 'max_consecutive_reuse'; known are .*coefficients"):
+        settings(script, *file, "--max_consecutive_reuse", "2")
+    with pytest.raises(ValueError, match="command line: unknown parameter 'coefficients'"):
+        settings(script, "--coefficients", "1,0")
+
+
 def test_run_settings_replace_the_configuration(script: ModuleType, checkpoint: Path) -> None:
     file = ("--config_file", str(checkpoint / "distill.json"))
     _, config = settings(script, *file)
@@ -228,7 +242,9 @@ def test_help_names_choices_and_defaults(script: ModuleType, capsys: pytest.Capt
     assert ended.value.code == 0
     assert "--compress_strategy {token,frame,chunk} what is kept or dropped as one (default: token)" in text
     assert "--max_consecutive_reuse INT|null" in text and "--clean_pass true|false" in text
-    for name, field in FlowCacheConfig.model_fields.items():
+    fields = FlowCacheConfig.model_fields | TeaCacheConfig.model_fields
+    assert "coefficients FLOAT,...|null" in text and "flowcache only" in text
+    for name, field in fields.items():
         entry = text.split(f"--{name} ")[-1].split(" --")[0]
         default = str(field.default).lower() if isinstance(field.default, bool) else field.default
         assert f"(default: {'null' if default is None else default})" in entry

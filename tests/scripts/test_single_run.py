@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(path.stem for path in (ROOT / "scripts" / "single_run").glob("*_*.sh"))
+METHODS = {"flowcache": "flowcache_fast", "magi": "none", "teacache": "teacache_fast"}
 PREFIXES = {"t2v": None, "i2v": "image_path", "v2v": "prefix_video_path"}
 
 
@@ -26,8 +27,8 @@ def checkout(tmp_path: Path) -> Path:
     return root
 
 
-def test_all_six_are_there() -> None:
-    assert {f"{method}_{mode}" for method in ("flowcache", "magi") for mode in PREFIXES} == set(SCRIPTS)
+def test_all_nine_are_there() -> None:
+    assert {f"{method}_{mode}" for method in METHODS for mode in PREFIXES} == set(SCRIPTS)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -40,9 +41,8 @@ def test_arguments(checkout: Path, tmp_path: Path, script: ModuleType, name: str
     method, mode = name.split("_")
     assert (args.mode, args.prompt, args.seed) == (mode, "a b", 5)  # the user's arguments win
     assert args.output_path == f"outputs/{name}.mp4"
-    stem = {"flowcache": "flowcache_fast", "magi": "none"}[method]
     used = [args.config_file, args.method_config]
-    assert used == [str(checkout / "configs" / path) for path in ("model/nano.json", f"method/{stem}.yaml")]
+    assert used == [str(checkout / "configs" / path) for path in ("model/nano.json", f"method/{METHODS[method]}.yaml")]
     for prefix in filter(None, PREFIXES.values()):
         if prefix == PREFIXES[mode]:
             used.append(getattr(args, prefix))

@@ -1,0 +1,56 @@
+"""TeaCache: one decision per step for the whole window (docs/teacache.md, "The rule").
+
+The measure is the relative-L1 change, since the step before, of the patch-embedded latents of all chunks together. It
+is accumulated until it reaches ``rel_l1_thresh``; as long as it stays below, the window advances from memory.
+"""
+
+from torch import Tensor
+
+from inference.reuse import Features, MemoryReuse, relative_l1_of_window
+from inference.schedule import Schedule, Step
+from teacache.config import TeaCacheConfig
+
+
+class WindowReuse(MemoryReuse):
+    """TeaCache's reuse policy. ``accumulated`` is the change since all chunks of the window were last computed."""
+
+    config: TeaCacheConfig
+
+    def __init__(self, config: TeaCacheConfig) -> None:
+        super().__init__(config)
+        self.accumulated = 0.0
+        self._previous: dict[int, Tensor] = {}
+
+    def reset(self, schedule: Schedule) -> None:
+        super().reset(schedule)
+        self.accumulated = 0.0
+        self._previous = {}
+
+    def select(self, step: Step, features: Features) -> tuple[int, ...]:
+        if self.config.rel_l1_thresh == 0:
+            # Said here because a polynomial may be negative: threshold 0 computes every chunk in any case.
+            return step.chunks
+        current, previous = dict(features()), self._previous
+        self._previous = current
+        if not self._reuses_window(step, relative_l1_of_window(current, previous)):
+            return step.chunks
+        return tuple(entry.chunk for entry in step.window if entry.chunk not in previous or self.is_protected(entry))
+
+    def _reuses_window(self, step: Step, change: float | None) -> bool:
+        """The decision; the accumulator is set as a side effect. ``change`` is None where no chunk was there before."""
+        must_compute = step.is_first or step.is_last or step.number < self.config.warmup_steps
+        if change is not None and not must_compute:
+            self.accumulated += self._rescaled(change)
+            if self.accumulated < self.config.rel_l1_thresh:
+                return True
+        self.accumulated = 0.0
+        return False
+
+    def _rescaled(self, change: float) -> float:
+        """The polynomial of ``coefficients`` at ``change``, by Horner's rule."""
+        if self.config.coefficients is None:
+            return change
+        value = 0.0
+        for coefficient in self.config.coefficients:
+            value = value * change + coefficient
+        return value
