@@ -47,10 +47,10 @@ RESULTS_SUFFIX = "_eval_results.json"
 
 @dataclass(frozen=True)
 class DimensionResult:
-    """A dimension's score as the evaluator gives it, 0..1, and how many videos it says it judged."""
+    """A dimension's score as the evaluator gives it, 0..1, and how many videos it was ``judged`` on."""
 
     score: float
-    videos: int
+    judged: int
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def markdown_table(results: Mapping[str, DimensionResult], overall: VBenchTotals
     for dimension in (name for name in DIMENSIONS if name in results):
         result = results[dimension]
         scores = f"{100 * result.score:.2f} | {100 * normalise(dimension, result.score):.2f}"
-        lines.append(f"| {dimension.replace('_', ' ')} | {scores} | {result.videos} |")
+        lines.append(f"| {dimension.replace('_', ' ')} | {scores} | {result.judged} |")
     if overall is not None:
         for name in ("quality", "semantic", "total"):
             lines.append(f"| **{name.capitalize()}** | | **{getattr(overall, name):.2f}** | |")

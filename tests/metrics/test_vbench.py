@@ -39,7 +39,7 @@ SCORES = {
 
 
 def results_of(scores: dict[str, float]) -> dict[str, DimensionResult]:
-    return {dimension: DimensionResult(score, 5) for dimension, score in scores.items()}
+    return {dimension: DimensionResult(score, judged=5) for dimension, score in scores.items()}
 
 
 def write_results(path: Path, contents: Any) -> Path:

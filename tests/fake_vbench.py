@@ -1,0 +1,76 @@
+"""A stand-in for VBench's command: the same arguments, the same files, the same habits, no networks.
+
+As the official one (0.1.5) it takes the suffix of the first file it lists for that of all videos, looks for indices 0
+to 4 of the prompts it knows, leaves out videos of ``color`` in which it finds no object, and exits with 0 whatever
+happens. `install` makes it a command; each call is noted in ``calls.jsonl`` beside it.
+"""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+STEM = "results_2026-11-22-10:00:00"
+
+
+def install(folder: Path, **knows: Any) -> Path:
+    """Make the command FOLDER/vbench.
+
+    Of ``knows`` it reads: prompts; scores by dimension; broken, dimensions that fail; static, file names that its
+    filter keeps; unseen, file names without their object.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    command = folder / "vbench"
+    command.write_text(f"#!{sys.executable}\n{Path(__file__).read_text(encoding='utf-8')}", encoding="utf-8")
+    command.chmod(0o755)
+    defaults = {"prompts": [], "scores": {}, "broken": [], "static": [], "unseen": []}
+    (folder / "knows.json").write_text(json.dumps(defaults | knows), encoding="utf-8")
+    return command
+
+
+def calls(command: Path) -> list[dict[str, Any]]:
+    notes = command.with_name("calls.jsonl")
+    return [json.loads(line) for line in notes.read_text(encoding="utf-8").splitlines()] if notes.exists() else []
+
+
+def main() -> None:
+    here = Path(sys.argv[0]).parent
+    knows = json.loads((here / "knows.json").read_text(encoding="utf-8"))
+    arguments = dict(zip(sys.argv[2::2], sys.argv[3::2], strict=True))
+    videos = Path(arguments["--videos_path"])
+    names = os.listdir(videos)
+    note = arguments | {"command": sys.argv[1], "names": names, "first": os.environ["PATH"].split(os.pathsep)[0]}
+    with (here / "calls.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(note) + "\n")
+    if sys.argv[1] == "static_filter":
+        pick_static(videos, names, knows, Path(arguments["--result_path"]) / "filtered_videos")
+    else:
+        judge(videos, names, knows, arguments["--dimension"], Path(arguments["--output_path"]))
+
+
+def pick_static(videos: Path, names: list[str], knows: dict[str, Any], target: Path) -> None:
+    target.mkdir(parents=True)
+    for prompt in knows["prompts"]:
+        static = [name for name in sorted(names) if name.rpartition("-")[0] == prompt and name in knows["static"]]
+        for index, name in enumerate(static[:5]):
+            shutil.copy(videos / name, target / f"{prompt}-{index}.mp4")
+
+
+def judge(videos: Path, names: list[str], knows: dict[str, Any], dimension: str, output: Path) -> None:
+    print("start evaluation of", dimension, flush=True)
+    if dimension in knows["broken"]:
+        print("RuntimeError: out of memory")
+        return
+    suffix = Path(names[0]).suffix
+    wanted = [f"{prompt}-{index}{suffix}" for prompt in knows["prompts"] for index in range(5)]
+    judged = [name for name in wanted if name in names and not (dimension == "color" and name in knows["unseen"])]
+    entries = [{"video_path": str(videos / name), "video_results": 0.5} for name in judged]
+    (output / f"{STEM}_full_info.json").write_text(json.dumps(wanted), encoding="utf-8")
+    results = {dimension: [knows["scores"].get(dimension, 0.5), entries]}
+    (output / f"{STEM}_eval_results.json").write_text(json.dumps(results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
