@@ -44,8 +44,10 @@ class ReusePolicy(Protocol):
         """The chunks of ``step.chunks`` to compute, ascending; called once per step."""
         ...
 
-    def observe(self, step: Step, chunk: int, velocity: Tensor) -> None:
-        """``chunk`` was computed at ``step`` and moved by ``velocity * dt``."""
+    def observe(self, step: Step, chunk: int, velocity: Tensor) -> Tensor | None:
+        """``chunk`` was computed at ``step`` and moved by ``velocity * dt``; returns what its latents gain besides, if
+        anything: a correction of what it advanced by before.
+        """
         ...
 
     def advance(self, step: Step, chunk: int) -> Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LIBRARIES = ("inference", "flowcache", "teacache", "metrics")
+LIBRARIES = ("inference", "flowcache", "teacache", "multistep", "metrics")
 FIRST_PARTY = (*LIBRARIES, "harness", "scripts", "benchmarks", "example", "tests")
 
 # What a package may import besides itself; a module stands for itself and everything below it.
@@ -19,6 +19,7 @@ ALLOWED = {
     "metrics": (),
     "flowcache": ("inference.reuse", "inference.kv_cache", "inference.schedule"),
     "teacache": ("inference.reuse", "inference.schedule"),
+    "multistep": ("inference.reuse", "inference.schedule"),
     "harness": LIBRARIES,
     "scripts": (*LIBRARIES, "harness"),
     "benchmarks": (*LIBRARIES, "harness"),

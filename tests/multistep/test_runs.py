@@ -1,0 +1,71 @@
+"""Multi-step reuse in whole runs: the neutral pattern bit by bit, and every mode with every guidance and window."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowcache.config import CompressionConfig
+from flowcache.kv_cache import CompressedKVCache
+from inference.config import MagiConfig
+from inference.record import RunRecord
+from inference.sampler import Sampler, kv_geometry
+from multistep.config import MultistepConfig
+from multistep.policy import MultistepReuse
+from tests.tiny import TinyCaptions, tiny_config, tiny_dit, tiny_noise
+
+CHUNKS = 5
+PATTERN = {"pattern": (0, 3, 5, 7), "pattern_steps": 8}
+
+
+def run(
+    config: MagiConfig,
+    settings: dict | None,
+    prefix: Tensor | None = None,
+    budget: int | None = None,
+    chunks: int = CHUNKS,
+) -> tuple[list[Tensor], RunRecord]:
+    policy = None if settings is None else MultistepReuse(MultistepConfig(**settings))
+    cache = None
+    if budget is not None:
+        compression = CompressionConfig(compress_kv_cache=True, total_cache_chunk_nums=budget)
+        cache = CompressedKVCache(kv_geometry(config, torch.device("cpu")), compression)
+    sampler = Sampler(tiny_dit(config), config, cache, policy)
+    out = [chunk.latents for chunk in sampler.run(tiny_noise(chunks), TinyCaptions(config), prefix)]
+    return out, sampler.record
+
+
+def video(**options: object) -> MagiConfig:
+    return tiny_config(num_frames=24 * CHUNKS, **options)
+
+
+@pytest.mark.parametrize("three_pass", [False, True])
+def test_a_pattern_of_all_steps_is_magi(three_pass: bool) -> None:
+    config = video(three_pass=three_pass)
+    plain, _ = run(config, None)
+    cached, record = run(config, {"pattern": tuple(range(8)), "pattern_steps": 8})
+    assert record.reused == 0
+    assert all(torch.equal(a, b) for a, b in zip(plain, cached, strict=True))
+
+
+@pytest.mark.parametrize("window", [[], [5, 4, 3, 2]])
+@pytest.mark.parametrize("three_pass", [False, True])
+@pytest.mark.parametrize("given", [0, 1, 8])
+def test_every_mode(three_pass: bool, window: list[int], given: int) -> None:
+    """Half of the steps are left out, latents stay finite and near those of a whole run."""
+    config = video(three_pass=three_pass, noise2clean_kvrange=window)
+    prefix = tiny_noise(CHUNKS)[:, :, :given] if given else None
+    if given:
+        config = config.with_overrides(num_frames=24 * CHUNKS - 4 * given)
+    whole, _ = run(config, None, prefix)
+    cached, record = run(config, PATTERN, prefix)
+    assert record.share_reused == 0.5
+    for a, b in zip(whole, cached, strict=True):
+        assert torch.isfinite(b).all()
+        assert (a - b).norm() < 0.6 * a.norm()  # a random model is far from smooth
+
+
+def test_with_a_compressed_cache() -> None:
+    config = tiny_config(num_frames=24 * 8, noise2clean_kvrange=[])
+    cached, record = run(config, PATTERN, budget=5, chunks=8)
+    assert record.compactions > 0
+    assert all(torch.isfinite(chunk).all() for chunk in cached)
