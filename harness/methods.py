@@ -3,7 +3,7 @@ together.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -20,6 +20,8 @@ from inference.config import MagiConfig, resolve_path
 from inference.kv_cache import KVCache, KVGeometry
 from inference.reuse import NoReuse, ReusePolicy
 from inference.schedule import Schedule
+from multistep.config import MultistepConfig
+from multistep.policy import MultistepReuse
 from teacache.config import TeaCacheConfig
 from teacache.policy import WindowReuse
 
@@ -28,11 +30,24 @@ class TeaCacheSettings(CompressionConfig, TeaCacheConfig):
     """TeaCache's parameters with those of the compressed cache, which serves any policy."""
 
 
-Settings = FlowCacheConfig | TeaCacheSettings
+class MultistepSettings(CompressionConfig, MultistepConfig):
+    """Parameters of multi-step reuse with those of the compressed cache."""
+
+    def problems(self, schedule: Schedule) -> Iterator[str]:
+        yield from MultistepConfig.problems(self, schedule)
+        yield from CompressionConfig.problems(self, schedule)
+
+
+Settings = FlowCacheConfig | TeaCacheSettings | MultistepSettings
 Model = TypeVar("Model", bound=BaseModel)
 
 # What a method file may name, with the parameters it takes.
-METHODS: dict[str, type[Settings] | None] = {"none": None, "flowcache": FlowCacheConfig, "teacache": TeaCacheSettings}
+METHODS: dict[str, type[Settings] | None] = {
+    "none": None,
+    "flowcache": FlowCacheConfig,
+    "teacache": TeaCacheSettings,
+    "multistep": MultistepSettings,
+}
 
 # A method may state the key window its figures go with; it replaces the model configuration's.
 WINDOW = "noise2clean_kvrange"
@@ -50,6 +65,8 @@ class Method:
     def make_policy(self) -> ReusePolicy:
         if self.settings is None:
             return NoReuse()
+        if isinstance(self.settings, MultistepSettings):
+            return MultistepReuse(self.settings)
         return (ChunkwiseReuse if isinstance(self.settings, FlowCacheConfig) else WindowReuse)(self.settings)
 
     def make_cache(self, geometry: KVGeometry) -> KVCache:
