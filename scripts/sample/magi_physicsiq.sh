@@ -1,0 +1,4 @@
+#!/usr/bin/env bash
+# Physics-IQ samples with MAGI-1 as it is: bash scripts/sample/magi_physicsiq.sh [CONFIG] [arguments of scripts/sample.py]
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+sample none physicsiq "$@"
