@@ -18,14 +18,20 @@ Run = Callable[..., int]
 Start = Callable[..., subprocess.Popen[bytes]]
 
 
-@pytest.fixture(scope="session")
-def script() -> ModuleType:
-    """The script as a module, loaded by its path: nothing imports the scripts by name."""
-    spec = importlib.util.spec_from_file_location("generate_script", SCRIPT)
+def load_script(name: str) -> ModuleType:
+    """A script as a module, loaded by its path: nothing imports the scripts by name."""
+    spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / "scripts" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # Dataclasses look up the module they are defined in.
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def script() -> ModuleType:
+    return load_script("generate")
 
 
 @pytest.fixture

@@ -1,0 +1,30 @@
+"""Finished sampling runs as the score scripts take them: nothing is scored before every sample was looked at."""
+
+import logging
+from pathlib import Path
+
+from harness.sample_config import read_run
+from harness.sample_job import Job, make_job
+from harness.sample_verify import verify
+
+logger = logging.getLogger(__name__)
+
+MOST_SHOWN = 20
+
+
+def verified_job(config: str | Path) -> Job:
+    """The run of a sampling configuration, all of whose videos are there and right, seeds included.
+
+    Raises FileNotFoundError and ValueError for the configuration, and ValueError that names what is wrong with the
+    samples.
+    """
+    job = make_job(read_run(config))
+    logger.info("verifying %d samples in %s", len(job.tasks), job.output)
+    problems = [f"{finding.task.path}: {finding.reason}" for finding in verify(job)]
+    if problems:
+        more = [f"and {len(problems) - MOST_SHOWN} more"] if len(problems) > MOST_SHOWN else []
+        raise ValueError(
+            f"{len(problems)} of {len(job.tasks)} samples in {job.output} are not right, nothing is scored; sample "
+            "again, which makes what is missing:\n  " + "\n  ".join([*problems[:MOST_SHOWN], *more])
+        )
+    return job
