@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PACKAGES = ("inference", "flowcache", "teacache", "metrics", "harness", "scripts", "benchmarks", "example", "tests")
 # Where flags are looked for, the one with most of them first.
-COMMANDS = ("scripts/generate.py", "scripts/check_parity.py", "benchmarks/speed.py")
+COMMANDS = ("scripts/generate.py", "scripts/sample.py", "scripts/check_parity.py", "benchmarks/speed.py")
 # Programs of others: their flags and file names are not ours.
 FOREIGN = re.compile(r"\b(hf|pip|uv|git|apt|brew|pytest)\s")
 MADE_BY_RUNS = ("outputs/", "downloads/", "example/nano/work/")
