@@ -12,9 +12,17 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PACKAGES = ("inference", "flowcache", "teacache", "metrics", "harness", "scripts", "benchmarks", "example", "tests")
 # Where flags are looked for, the one with most of them first.
-COMMANDS = ("scripts/generate.py", "scripts/sample.py", "scripts/check_parity.py", "benchmarks/speed.py")
+COMMANDS = (
+    "scripts/generate.py",
+    "scripts/check_parity.py",
+    "benchmarks/speed.py",
+    "scripts/metric.py",
+    "scripts/sample.py",
+    "scripts/score_physicsiq.py",
+    "scripts/score_vbench.py",
+)
 # Programs of others: their flags and file names are not ours.
-FOREIGN = re.compile(r"\b(hf|pip|uv|git|apt|brew|pytest)\s")
+FOREIGN = re.compile(r"\b(hf|pip|uv|git|apt|brew|pytest|torchrun)\s")
 MADE_BY_RUNS = ("outputs/", "downloads/", "example/nano/work/")
 
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
