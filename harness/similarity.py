@@ -1,0 +1,112 @@
+"""From two files or folders to figures and files about how alike their videos are (docs/metrics.md)."""
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.sidecar import replacing, write_json
+from metrics import report
+from metrics.lpips_distance import LpipsDistance
+from metrics.similarity import Similarity, compare
+from metrics.similarity_picture import draw, strip_indices
+from metrics.video_pairs import Pair, VideoFacts, differences, probe, read_batches
+
+logger = logging.getLogger(__name__)
+
+# What has to agree in two sidecars, or else more than the method differs.
+SHARED_SETTINGS = ("seed", "prompt", "attention_backend")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A pair of videos with its figures; ``warnings`` are sentences about their sidecars."""
+
+    pair: Pair
+    facts: VideoFacts
+    result: Similarity
+    warnings: tuple[str, ...]
+
+
+def check_pairs(pairs: Iterable[Pair]) -> dict[Pair, VideoFacts]:
+    """Decode every video once; ValueError with all that cannot be compared, before any figure is computed."""
+    facts, problems = {}, []
+    for pair in pairs:
+        original, generated = probe(pair.original), probe(pair.generated)
+        facts[pair] = original
+        problems += [f"{pair.original} and {pair.generated}: {reason}" for reason in differences(original, generated)]
+    if problems:
+        raise ValueError("\n".join(["these videos cannot be compared frame by frame:", *problems]))
+    return facts
+
+
+def compare_pair(
+    pair: Pair, facts: VideoFacts, lpips: LpipsDistance | None, device: torch.device, batch: int
+) -> Compared:
+    """The figures of one pair, ``batch`` frames at a time."""
+    result = compare(read_batches(pair, batch), lpips, device, strip_indices(facts.frames))
+    return Compared(pair, facts, result, tuple(sidecar_differences(pair)))
+
+
+def sidecar_differences(pair: Pair) -> list[str]:
+    """Settings in which the sidecars of the two differ, one sentence each; nothing where one has no sidecar."""
+    contents = []
+    for video in (pair.original, pair.generated):
+        sidecar = video.with_suffix(".json")
+        if not sidecar.is_file():
+            return []
+        try:
+            contents.append(json.loads(sidecar.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            return [f"{pair.name}: the sidecar {sidecar} cannot be read ({error}), so settings were not compared"]
+        if not isinstance(contents[-1], dict):
+            return [f"{pair.name}: {sidecar} is no sidecar of ours, so settings were not compared"]
+    original, generated = contents
+    return [
+        f"{pair.name}: {name} differs, {original.get(name)!r} and {generated.get(name)!r}: the figures do not show the "
+        "method alone"
+        for name in SHARED_SETTINGS
+        if original.get(name) != generated.get(name)
+    ]
+
+
+def write_results(folder: Path, compared: Iterable[Compared], about: Mapping[str, Any]) -> list[Path]:
+    """Write metrics.json, videos.csv, frames.csv and a PNG per video into ``folder``; ``about`` goes into the JSON."""
+    compared = list(compared)
+    results = {one.pair.name: one.result for one in compared}
+    contents = {
+        **about,
+        "figures": {name: text for name, (_, text, _) in report.FIGURES.items()},
+        "summary": report.summary(results),
+        "videos": [_entry(one) for one in compared],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [folder / "metrics.json", folder / "videos.csv", folder / "frames.csv"]
+    with replacing(written[0]) as part:
+        write_json(part, contents)
+    for path, text in zip(written[1:], (report.videos_csv(results), report.frames_csv(results)), strict=True):
+        with replacing(path) as part:
+            part.write_text(text, encoding="utf-8")
+    for one in compared:
+        path = folder / f"{one.pair.name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as part:
+            draw(part, one.result, one.pair.name)
+        written.append(path)
+    return written
+
+
+def _entry(one: Compared) -> dict[str, Any]:
+    return {
+        "name": one.pair.name,
+        "original": str(one.pair.original),
+        "generated": str(one.pair.generated),
+        "size": [one.facts.width, one.facts.height],
+        "fps": float(one.facts.fps),
+        "warnings": list(one.warnings),
+        **report.video_entry(one.result),
+    }

@@ -1,0 +1,110 @@
+#!/usr/bin/env python
+"""Compare generated videos with their originals: PSNR, SSIM and LPIPS, per frame and over all frames.
+
+Examples:
+  metric.py outputs/magi_t2v.mp4 outputs/flowcache_t2v.mp4
+  metric.py samples/none samples/flowcache --output_path outputs/metric_flowcache
+  metric.py a.mp4 b.mp4 --lpips_weights downloads/alexnet-owt-7be5be79.pth
+
+Two files, or two folders whose videos have the same names. Sizes, lengths and rates have to be the same. A table goes
+to the standard output; metrics.json, videos.csv, frames.csv and a PNG per video (curves, and both videos with their
+difference) go into the folder --output_path.
+"""
+
+import argparse
+import logging
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.bootstrap import use_checkout
+
+use_checkout()
+
+import torch
+from tqdm import tqdm
+
+from harness.arguments import parse
+from harness.device import choose_device
+from harness.similarity import Compared, check_pairs, compare_pair, write_results
+from metrics.lpips_distance import LpipsDistance, LpipsUnavailable, load_lpips
+from metrics.report import table
+from metrics.video_pairs import pair_up
+
+logger = logging.getLogger("metric")
+
+INTERRUPTED = 130  # what a shell reports of a program stopped by Ctrl-C
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("original", type=Path, metavar="ORIGINAL", help="video file, or folder of videos")
+    parser.add_argument("generated", type=Path, metavar="GENERATED", help="video file, or folder with the same names")
+    parser.add_argument(
+        "--output_path", type=Path, default=Path("outputs/metric"), help="folder for the files (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--lpips_weights",
+        type=Path,
+        help="AlexNet's weights as torchvision has them (.pth or .safetensors), where they cannot be downloaded",
+    )
+    parser.add_argument("--no_lpips", action="store_true", help="leave LPIPS out")
+    parser.add_argument("--batch", type=int, default=8, help="frames at a time (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
+    args = parse(parser, sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        measure(args)
+        return 0
+    except KeyboardInterrupt:
+        logger.error("stopped")
+        return INTERRUPTED
+    except (OSError, ValueError, torch.OutOfMemoryError) as error:
+        logger.error("error: %s", re.sub(r"^\[Errno \d+\] ", "", str(error)))
+        return 1
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Check everything, compute, print and write."""
+    if args.batch < 1:
+        raise ValueError(f"--batch must be at least 1, got {args.batch}")
+    device = choose_device(args.device)
+    pairs = pair_up(args.original, args.generated)
+    facts = check_pairs(pairs)
+    lpips, missing = open_lpips(args, device, min(min(one.width, one.height) for one in facts.values()))
+    compared: list[Compared] = []
+    for pair in tqdm(pairs, unit="video", disable=len(pairs) == 1, dynamic_ncols=True):
+        compared.append(compare_pair(pair, facts[pair], lpips, device, args.batch))
+    about = {
+        "original": str(args.original),
+        "generated": str(args.generated),
+        "lpips_weights": None if lpips is None else lpips.weights,
+        "lpips_missing": missing,
+    }
+    written = write_results(args.output_path, compared, about)
+    for one in compared:
+        for warning in one.warnings:
+            logger.warning("warning: %s", warning)
+    print(table({one.pair.name: one.result for one in compared}))
+    logger.info("written: %s", ", ".join(str(path) for path in written[:5]) + (", ..." if len(written) > 5 else ""))
+
+
+def open_lpips(
+    args: argparse.Namespace, device: torch.device, smallest: int
+) -> tuple[LpipsDistance | None, str | None]:
+    """The LPIPS network, or why there is none; ``smallest`` is the shortest side of any video in pixels."""
+    if args.no_lpips:
+        return None, "left out with --no_lpips"
+    try:
+        return load_lpips(args.lpips_weights, device, smallest), None
+    except LpipsUnavailable as error:
+        logger.warning("warning: %s. Everything else is computed.", error)
+        return None, str(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""scripts/metric.py as users call it: what it prints, writes, warns of and refuses."""
+
+import csv
+import importlib.util
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tests.metrics.clips import moving, noise, write_lossless
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts" / "metric.py"
+
+Measure = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("metric_script", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def measure(script: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Measure:
+    """Call the script's main without LPIPS, files going to ``tmp_path/out``; gives the status."""
+    caplog.set_level("INFO")
+
+    def run(*arguments: str | Path) -> int:
+        flags = ["--no_lpips", "--device", "cpu", "--output_path", str(tmp_path / "out")]
+        return script.main([*map(str, arguments), *flags])
+
+    return run
+
+
+def pair(
+    folder: Path, original: Tensor, generated: Tensor, name: str = "video.mkv", fps: int = 24
+) -> tuple[Path, Path]:
+    return (
+        write_lossless(folder / "original" / name, original),
+        write_lossless(folder / "generated" / name, generated, fps),
+    )
+
+
+def written(tmp_path: Path) -> dict[str, Any]:
+    return json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def expected_psnr(original: Tensor, generated: Tensor) -> float:
+    error = np.square(original.numpy().astype(float) - generated.numpy().astype(float)).mean()
+    return float(10 * np.log10(255**2 / error))
+
+
+def test_two_files(measure: Measure, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clips = moving(11), noise(11, 40, 48)
+    files = pair(tmp_path, *clips)
+    assert measure(*files, "--batch", "4") == 0
+    contents = written(tmp_path)
+    (video,) = contents["videos"]
+    assert (video["name"], video["frames"], video["size"], video["fps"]) == ("video.mkv", 11, [48, 40], 24.0)
+    assert video["psnr"] == pytest.approx(expected_psnr(*clips), abs=1e-9)
+    each = [expected_psnr(a, b) for a, b in zip(*clips, strict=True)]
+    assert video["per_frame"]["psnr"] == pytest.approx(each, abs=1e-9)
+    assert video["psnr_frame_mean"] == pytest.approx(sum(each) / 11)
+    assert video["lpips"] is None and contents["lpips_missing"] == "left out with --no_lpips"
+    assert set(contents["figures"]) == {"psnr", "psnr_frame_mean", "ssim", "lpips"}
+
+    (row,) = rows(tmp_path / "out" / "videos.csv")
+    assert float(row["psnr"]) == video["psnr"] and float(row["ssim"]) == video["ssim"] and row["lpips"] == ""
+    frames = rows(tmp_path / "out" / "frames.csv")
+    assert [float(frame["psnr"]) for frame in frames] == video["per_frame"]["psnr"]
+    assert [int(frame["frame"]) for frame in frames] == list(range(11))
+
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("video.mkv"))
+    assert line.split()[1:] == [
+        "11",
+        f"{video['psnr']:.2f}",
+        f"{video['psnr_frame_mean']:.2f}",
+        f"{video['ssim']:.4f}",
+        "-",
+    ]
+    assert sorted(os.listdir(tmp_path / "out")) == ["frames.csv", "metrics.json", "video.mkv.png", "videos.csv"]
+
+
+def test_the_picture_shows_both_videos_and_their_difference(measure: Measure, tmp_path: Path) -> None:
+    red = torch.zeros(5, 40, 48, 3, dtype=torch.uint8)
+    red[..., 0] = 200
+    assert measure(*pair(tmp_path, red, red.flip(-1))) == 0
+    with Image.open(tmp_path / "out" / "video.mkv.png") as picture:
+        colours = {colour: count for count, colour in picture.convert("RGB").getcolors(2**20)}
+    assert min(colours.get(colour, 0) for colour in ((200, 0, 0), (0, 0, 200), (200, 0, 200))) > 1000
+
+
+def test_two_folders(measure: Measure, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip = moving(5)
+    pair(tmp_path, clip, clip, "same.mkv")
+    pair(tmp_path, clip, clip // 2, "scene/a cat-0.mkv")
+    pair(tmp_path, clip, noise(5, 40, 48), "scene/a cat-1.mkv")
+    assert measure(tmp_path / "original", tmp_path / "generated") == 0
+    contents = written(tmp_path)
+    assert [video["name"] for video in contents["videos"]] == ["same.mkv", "scene/a cat-0.mkv", "scene/a cat-1.mkv"]
+    assert [video["identical"] for video in contents["videos"]] == [True, False, False]
+    assert contents["videos"][0]["psnr"] is None and contents["summary"]["identical"] == 1
+    mean = (expected_psnr(clip, clip // 2) + expected_psnr(clip, noise(5, 40, 48))) / 2
+    assert contents["summary"]["psnr"]["mean"] == pytest.approx(mean)
+    out = capsys.readouterr().out
+    assert "identical, left out of the mean" in out
+    assert next(line for line in out.splitlines() if line.startswith("mean")).split()[4:6] == ["2", f"{mean:.2f}"]
+    assert (tmp_path / "out" / "scene" / "a cat-1.mkv.png").is_file()
+
+
+def test_missing_videos_are_named(measure: Measure, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for side, name in (("original", "a"), ("original", "b"), ("generated", "b"), ("generated", "c")):
+        write_lossless(tmp_path / side / f"{name}.mkv", noise(1))
+    assert measure(tmp_path / "original", tmp_path / "generated") == 1
+    assert "original lacks 1: c.mkv" in caplog.text and "generated lacks 1: a.mkv" in caplog.text
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("generated", "fps", "said"),
+    [
+        (noise(5, 24, 36), 24, "sizes 32x24 and 36x24"),
+        (noise(4), 24, "lengths 5 and 4 frames"),
+        (noise(5), 12, "rates 24 and 12 frames per second"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    measure: Measure, tmp_path: Path, caplog: pytest.LogCaptureFixture, generated: Tensor, fps: int, said: str
+) -> None:
+    files = pair(tmp_path, noise(5), generated, fps=fps)
+    assert measure(*files) == 1
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(errors) == 1 and errors[0].endswith(f"{files[0]} and {files[1]}: {said}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_sidecars_that_differ_are_warned_of(measure: Measure, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = pair(tmp_path, noise(3), noise(3, seed=1))
+    same = {"seed": {"base": 1, "sample": "0"}, "prompt": "a cat", "attention_backend": "sdpa", "method": {"a": 1}}
+
+    def warnings(original: object, generated: object) -> list[str]:
+        for video, contents in zip(files, (original, generated), strict=True):
+            text = contents if isinstance(contents, str) else json.dumps(contents)
+            video.with_suffix(".json").write_text(text, encoding="utf-8")
+        caplog.clear()
+        assert measure(*files) == 0
+        said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert [f"warning: {text}" for text in written(tmp_path)["videos"][0]["warnings"]] == said
+        return said
+
+    assert warnings(same, same | {"method": {"a": 2}}) == []
+    for name, value in (("seed", {"base": 2, "sample": "0"}), ("prompt", "a dog"), ("attention_backend", "eager")):
+        (said,) = warnings(same, same | {name: value})
+        assert f"{name} differs, {same[name]!r} and {value!r}" in said
+    assert len(warnings(same, same | {"seed": 3, "prompt": "x"})) == 2
+    assert "cannot be read" in warnings(same, "{")[0]
+    assert "is no sidecar of ours" in warnings([1], same)[0]
+    files[0].with_suffix(".json").unlink()
+    caplog.clear()
+    assert measure(*files) == 0 and "WARNING" not in caplog.text
+
+
+def test_flags_that_make_no_sense(measure: Measure, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = pair(tmp_path, noise(1), noise(1))
+    assert measure(*files, "--batch", "0") == 1 and "--batch must be at least 1, got 0" in caplog.text
+    with pytest.raises(SystemExit):
+        measure(*files, "--batches", "3")
+
+
+def test_without_a_network_everything_but_lpips_is_computed(
+    script: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(url: str, **options: object) -> None:
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
+    files = pair(tmp_path, moving(2), noise(2, 40, 48))
+    assert script.main([*map(str, files), "--device", "cpu", "--output_path", str(tmp_path / "out")]) == 0
+    assert "LPIPS needs AlexNet's weights, which cannot be downloaded here (<urlopen error Name or" in caplog.text
+    assert "name the file with --lpips_weights" in caplog.text
+    contents = written(tmp_path)
+    assert "cannot be downloaded" in contents["lpips_missing"] and contents["lpips_weights"] is None
+    assert contents["videos"][0]["psnr"] > 0 and contents["videos"][0]["lpips"] is None
+
+
+def test_lpips_weights_that_do_not_exist_are_an_error(
+    script: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = pair(tmp_path, moving(1), noise(1, 40, 48))
+    flags = ["--device", "cpu", "--output_path", str(tmp_path / "out"), "--lpips_weights", "no.pth"]
+    assert script.main([*map(str, files), *flags]) == 1
+    assert "error: LPIPS weights not found: no.pth" in caplog.text and not (tmp_path / "out").exists()
+
+
+def test_the_shell_script_hands_its_arguments_on(tmp_path: Path) -> None:
+    scripts, python = tmp_path / "check out" / "scripts", tmp_path / "check out" / ".venv" / "bin" / "python"
+    scripts.mkdir(parents=True)
+    python.parent.mkdir(parents=True)
+    (scripts / "metric.sh").write_bytes((ROOT / "scripts" / "metric.sh").read_bytes())
+    (scripts / "setup_env.sh").write_text('touch "$(dirname "$0")/made"\n', encoding="utf-8")
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n', encoding="utf-8")
+    python.chmod(0o755)
+    command = ["bash", str(scripts / "metric.sh"), "a b.mp4", "c.mp4", "--batch", "2"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines() == [str(scripts / "metric.py"), "a b.mp4", "c.mp4", "--batch", "2"]
+    assert (scripts / "made").exists()
