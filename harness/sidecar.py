@@ -77,6 +77,7 @@ def describe_run(
         "peak_memory_bytes": peak_memory(device),
         "attention_backend": pipeline.dit.backend,
         "device": describe_device(device),
+        "ranks": pipeline.parallel.describe(),
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "commit": commit(),
         "config": config.to_json_dict(full=True),

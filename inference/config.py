@@ -334,13 +334,19 @@ def require_path(path: str | Path | None, setting: str) -> Path:
     raise FileNotFoundError(f"{setting}: {path} does not exist (tried {', '.join(map(str, tried))})")
 
 
-def runtime_support_warnings(config: MagiConfig) -> list[str]:
-    """Published options that this version accepts and ignores: none of them changes what is computed."""
+def runtime_support_warnings(config: MagiConfig, ranks: int = 1) -> list[str]:
+    """Published options that a run by ``ranks`` processes accepts and ignores: none changes what is computed."""
     engine, ignored = config.engine, []
-    if engine.cp_size > 1:
-        ignored.append(f"engine_config.cp_size {engine.cp_size} is ignored: the model runs on one device")
-    if engine.pp_size > 1:
-        ignored.append(f"engine_config.pp_size {engine.pp_size} is ignored: the model runs on one device")
+    if engine.cp_size > 1 and ranks == 1:
+        ignored.append(
+            f"engine_config.cp_size {engine.cp_size} is ignored: this is one process; --gpus {engine.cp_size} starts "
+            "that many, which share the work"
+        )
+    if engine.ulysses_overlap_degree > 1:
+        ignored.append(
+            f"engine_config.ulysses_overlap_degree {engine.ulysses_overlap_degree} is ignored: tokens are exchanged "
+            "before they are computed with"
+        )
     if engine.kv_offload:
         ignored.append("engine_config.kv_offload is ignored: keys and values stay on the model's device")
     if engine.enable_cuda_graph:

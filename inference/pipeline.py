@@ -38,6 +38,8 @@ from inference.model.t5 import T5TextEncoder, load_t5
 from inference.model.vae import ViTVAE, load_vae
 from inference.model.vae_codec import VaeCodec, tiles_for
 from inference.model.weights import check_weights, checkpoint_directory, load_weights
+from inference.parallel.group import ALONE, ContextParallel
+from inference.parallel.launch import check_ranks
 from inference.prompt import ChunkCaptions, PromptFlags, SpecialTokens, assemble_captions
 from inference.record import RunRecord
 from inference.reuse import ReusePolicy
@@ -126,7 +128,9 @@ class MagiPipeline:
     Args:
         config: the whole configuration; what it names is loaded.
         device: where the transformer and the VAE run; the text encoder follows ``t5_device`` where that exists.
-        dit, vae, t5, tokens: the loaded models; ``load`` builds them from the configuration.
+        dit, vae, t5, tokens: the loaded models; ``load`` builds them from the configuration. Of several ranks only
+            the first needs the text encoder.
+        parallel: the ranks that make videos together; each has a pipeline and makes the same calls.
     """
 
     def __init__(
@@ -134,9 +138,10 @@ class MagiPipeline:
         config: MagiConfig,
         dit: VideoDiT,
         vae: VaeCodec,
-        t5: T5TextEncoder,
+        t5: T5TextEncoder | None,
         tokens: SpecialTokens | None,
         device: torch.device,
+        parallel: ContextParallel = ALONE,
     ) -> None:
         self.config = config
         self.dit = dit
@@ -144,16 +149,18 @@ class MagiPipeline:
         self.t5 = t5
         self.tokens = tokens
         self.device = device
+        self.parallel = parallel
 
     @classmethod
-    def load(cls, config: MagiConfig, device: torch.device) -> "MagiPipeline":
+    def load(cls, config: MagiConfig, device: torch.device, parallel: ContextParallel = ALONE) -> "MagiPipeline":
         """Load every model that ``config`` names.
 
         Raises:
             FileNotFoundError, ValueError, WeightsError: a path that does not exist, a file that is not what it should
                 be, tensors that do not fit; before anything that takes long.
         """
-        for warning in runtime_support_warnings(config):
+        check_ranks(config, parallel.ranks)
+        for warning in runtime_support_warnings(config, parallel.ranks):
             logger.warning(warning)
         runtime = config.runtime
         # All paths and headers first: what is missing should not show up after minutes of loading something else.
@@ -161,7 +168,6 @@ class MagiPipeline:
         vae_directory = require_path(runtime.vae_pretrained, "runtime_config.vae_pretrained")
         t5_directory = require_path(runtime.t5_pretrained, "runtime_config.t5_pretrained")
         tokens = load_special_tokens(config)
-        t5_device = device if runtime.t5_device == "cuda" else torch.device(runtime.t5_device)
         dit = load_transformer(config, device)
         check_weights(dit, weights, name="transformer")
         # The VAE in the compute dtype on a GPU, as published; float32 on a CPU, where bfloat16 gains nothing.
@@ -169,15 +175,10 @@ class MagiPipeline:
         vae = load_vae(vae_directory, device, vae_dtype)
         check_vae(vae, vae_directory)
         tiles = tiles_for(vae, runtime.fps, (runtime.video_size_h, runtime.video_size_w))
-        codec = VaeCodec(vae, runtime.scale_factor, runtime.fps, tiles)
-        t5 = load_t5(t5_directory, device=t5_device, max_length=config.model.caption_max_length)
-        if t5.width != config.model.caption_channels:
-            raise ValueError(
-                f"the text encoder in {t5_directory} gives features of {t5.width} numbers, but the transformer takes "
-                f"caption_channels {config.model.caption_channels}: they do not belong together"
-            )
+        codec = VaeCodec(vae, runtime.scale_factor, runtime.fps, tiles, parallel.map)
+        t5 = load_text_encoder(config, t5_directory, device) if parallel.is_first else None
         load_weights(dit, weights, device=device, name="transformer")
-        return cls(config, dit.eval(), codec, t5, tokens, device)
+        return cls(config, dit.eval(), codec, t5, tokens, device, parallel)
 
     def frames(
         self,
@@ -199,6 +200,7 @@ class MagiPipeline:
 
         Raises:
             ValueError: the prefix does not fit the configuration, or the schedule does not fit the cache.
+            RankLostError: another rank has ended; the frames yielded before are good.
         """
         report = report if report is not None else RunReport()
         prefix = self._prefix_frames(sample)
@@ -210,8 +212,8 @@ class MagiPipeline:
             with report.timed("encode_prefix"):
                 latents = self.vae.encode_video(prefix).float().to(self.device)
         noise = self._noise(sample, schedule)
-        cache = make_cache(kv_geometry(config, self.device))
-        sampler = Sampler(self.dit, config, cache, policy)
+        cache = make_cache(kv_geometry(config, self.device, self.parallel.ranks))
+        sampler = Sampler(self.dit, config, cache, policy, self.parallel)
         chunks = sampler.run(noise, captions, latents, on_step)
         left = self.config.runtime.num_frames
         while left > 0:
@@ -222,6 +224,7 @@ class MagiPipeline:
                 break
             with report.timed("decode"):
                 frames = self.vae.decode_chunk(chunk.latents)[:left]
+            self.parallel.check()
             left -= len(frames)
             report.frames += len(frames)
             yield frames
@@ -240,7 +243,7 @@ class MagiPipeline:
         return usable_prefix(self.config, sample.prefix)
 
     def _captions(self, prompt: str, schedule: Schedule) -> ChunkCaptions:
-        features, mask = self.t5.encode(prompt)
+        features, mask = self.parallel.from_first(lambda: self._encode_prompt(prompt))
         if int(mask.sum()) <= 1:
             logger.warning("the prompt has no words (after cleaning): the video will follow no text")
         return assemble_captions(
@@ -252,6 +255,13 @@ class MagiPipeline:
             schedule.chunk_num,
             schedule.offset,
         )
+
+    def _encode_prompt(self, prompt: str) -> tuple[Tensor, Tensor]:
+        """Features (1, 1, m, caption width) and mask (1, m) on the CPU."""
+        if self.t5 is None:
+            raise RuntimeError("this pipeline has no text encoder; only the first of several ranks encodes prompts")
+        features, mask = self.t5.encode(prompt)
+        return features.cpu(), mask.cpu()
 
     def _noise(self, sample: Sample, schedule: Schedule) -> Tensor:
         runtime = self.config.runtime
@@ -306,6 +316,20 @@ def check_vae(vae: ViTVAE, directory: Path) -> None:
         raise ValueError(
             f"the VAE in {directory} has z_chans, patch_length and patch_size {found}; the transformer needs {needed}"
         )
+
+
+def load_text_encoder(config: MagiConfig, directory: Path, device: torch.device) -> T5TextEncoder:
+    """T5 where ``t5_device`` says; ValueError where its features are not those the transformer takes."""
+    name, width = config.runtime.t5_device, config.model.caption_channels
+    t5 = load_t5(
+        directory, device=device if name == "cuda" else torch.device(name), max_length=config.model.caption_max_length
+    )
+    if t5.width != width:
+        raise ValueError(
+            f"the text encoder in {directory} gives features of {t5.width} numbers, but the transformer takes "
+            f"caption_channels {width}: they do not belong together"
+        )
+    return t5
 
 
 def load_transformer(config: MagiConfig, device: torch.device) -> VideoDiT:

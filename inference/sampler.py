@@ -12,6 +12,7 @@ The sampler is the only caller of ``reset``: cache and policy start every video 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from inference.config import MagiConfig
 from inference.kv_cache import KVCache, KVGeometry
 from inference.model.dit import VideoDiT
 from inference.model.guidance import CaptionSource, Guidance
+from inference.parallel.group import ALONE, ContextParallel
 from inference.record import RunRecord, StepRecord
 from inference.reuse import NoReuse, ReusePolicy
 from inference.schedule import Schedule, Step, chunk_count
@@ -52,12 +54,12 @@ def make_schedule(config: MagiConfig, prefix_latents: int) -> Schedule:
     )
 
 
-def kv_geometry(config: MagiConfig, device: torch.device) -> KVGeometry:
-    """Cache sizes for a configuration."""
+def kv_geometry(config: MagiConfig, device: torch.device, ranks: int = 1) -> KVGeometry:
+    """Cache sizes for a configuration; each of ``ranks`` holds its share of the key/value groups."""
     model = config.model
     return KVGeometry(
         layers=model.num_layers,
-        groups=model.num_query_groups,
+        groups=model.num_query_groups // ranks,
         head_width=model.kv_channels,
         chunk_tokens=config.tokens_per_chunk,
         frame_tokens=config.tokens_per_frame,
@@ -73,16 +75,23 @@ class Sampler:
         dit: the transformer, on its device.
         config: the whole configuration.
         cache: KV cache; the plain one by default.
-        policy: reuse policy; none by default.
+        policy: reuse policy; none by default. Of several ranks only the first asks it what to compute.
+        parallel: the ranks that make the video together; each has a sampler and gives it the same arguments.
     """
 
     def __init__(
-        self, dit: VideoDiT, config: MagiConfig, cache: KVCache | None = None, policy: ReusePolicy | None = None
+        self,
+        dit: VideoDiT,
+        config: MagiConfig,
+        cache: KVCache | None = None,
+        policy: ReusePolicy | None = None,
+        parallel: ContextParallel = ALONE,
     ) -> None:
         self.dit = dit
         self.config = config
+        self.parallel = parallel
         device = next(dit.parameters()).device
-        self.cache = cache if cache is not None else KVCache(kv_geometry(config, device))
+        self.cache = cache if cache is not None else KVCache(kv_geometry(config, device, parallel.ranks))
         self.policy = policy if policy is not None else NoReuse()
         self.record = RunRecord()
 
@@ -111,7 +120,7 @@ class Sampler:
         self.record = RunRecord(schedule.chunk_num, schedule.offset, schedule.num_steps)
         self.cache.reset(schedule)
         self.policy.reset(schedule)
-        guidance = Guidance(self.dit, self.config, schedule, self.cache, captions, self.record)
+        guidance = Guidance(self.dit, self.config, schedule, self.cache, captions, self.record, self.parallel)
         window = _Latents(noise[0], None if prefix is None else prefix[0], self.config.runtime.chunk_width)
         if schedule.offset:
             guidance.extract_prefix({chunk: window.model_input(chunk) for chunk in range(schedule.offset)})
@@ -120,7 +129,7 @@ class Sampler:
         for step in schedule.steps:
             clean = step.clean if self.policy.clean_pass and step.clean != encoded else None
             window.overwrite(step)
-            todo = self.policy.select(step, lambda step=step: self._features(window, step))
+            todo = self.parallel.from_first(partial(self.policy.select, step, partial(self._features, window, step)))
             latents = {chunk: window.model_input(chunk) for chunk in (*todo, *(() if clean is None else (clean,)))}
             velocities = guidance.velocities(step, latents, todo, clean, self.policy.nearly_clean_copy)
             self._integrate(step, window, velocities)
@@ -151,7 +160,9 @@ class Sampler:
             if entry.chunk in velocities:
                 velocity = velocities[entry.chunk]
                 window.add(entry.chunk, velocity * entry.dt)
-                self.policy.observe(step, entry.chunk, velocity)
+                correction = self.policy.observe(step, entry.chunk, velocity)
+                if correction is not None:
+                    window.add(entry.chunk, correction)
             else:
                 window.add(entry.chunk, self.policy.advance(step, entry.chunk))
 

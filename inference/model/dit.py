@@ -29,6 +29,7 @@ from inference.model.layers import (
     UpcastLinear,
     rotate,
 )
+from inference.parallel.group import ALONE, ContextParallel
 
 CONDITIONAL_ROW = -2
 DROPPED_ROW = -1
@@ -54,13 +55,13 @@ class AttentionContext(Protocol):
     """What a forward attends to: the KV cache in a sampling run, a masked batch in training."""
 
     def attend(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
-        """``q`` (E, N, H, d), fresh ``kv`` (E, N, G, 2d) to (E, N, H * d)."""
+        """``q`` (E, N, H, d), fresh ``kv`` (E, N, G, 2d) to (E, N, H * d). H and G are those of this rank."""
         ...
 
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What every layer sees besides the tokens."""
+    """What every layer sees besides the tokens. ``cos`` and ``sin`` are those of this rank's tokens."""
 
     condition: Tensor  # (E, C), compute dtype
     caption: Tensor  # (tokens, D), compute dtype
@@ -69,6 +70,8 @@ class _Inputs:
     sin: Tensor
     context: AttentionContext
     backend: str
+    tokens: int  # N, all tokens of a chunk
+    parallel: ContextParallel
 
 
 class QkvProjection(nn.Module):
@@ -113,7 +116,8 @@ class Attention(nn.Module):
         q, qx, k, v = (rearrange(p, "e n (h d) -> e n h d", d=self.head) for p in self.linear_qkv(x))
         q = rotate(self.q_layernorm(q), inputs.cos, inputs.sin).to(x.dtype)
         k = rotate(self.k_layernorm(k), inputs.cos, inputs.sin).to(x.dtype)
-        self_out = inputs.context.attend(layer, q, torch.cat([k, v], dim=-1))
+        q, kv = inputs.parallel.to_heads(q, torch.cat([k, v], dim=-1), inputs.tokens)
+        self_out = inputs.parallel.to_tokens(inputs.context.attend(layer, q, kv))
 
         kx, vx = rearrange(self.linear_kv_xattn(inputs.caption), "m (g two d) -> two m g d", two=2, d=self.head)
         qx, kx = self.q_layernorm_xattn(qx), self.k_layernorm_xattn(kx)
@@ -257,6 +261,7 @@ class VideoDiT(nn.Module):
         first_frames: Sequence[int],
         adaln_row: int = CONDITIONAL_ROW,
         step_scalar: float | None = None,
+        parallel: ContextParallel = ALONE,
     ) -> Tensor:
         """Velocity of every entry.
 
@@ -268,6 +273,8 @@ class VideoDiT(nn.Module):
             first_frames: absolute latent frame at which each entry starts.
             adaln_row: row of the null caption for the modulation: -2 with caption, -1 with the caption dropped.
             step_scalar: step-size scalar of a distilled model; ignored by others.
+            parallel: the ranks that compute this forward together; every one gives the same arguments and gets the
+                whole result.
 
         Returns:
             (E, 16, T, H, W), float32.
@@ -279,14 +286,17 @@ class VideoDiT(nn.Module):
             condition=self.condition(t, adaln_row, step_scalar).to(self.dtype),
             caption=self.y_embedder.tokens(captions.features).to(self.dtype),
             lengths=captions.lengths,
-            cos=cos,
-            sin=sin,
+            cos=parallel.shard(cos),
+            sin=parallel.shard(sin),
             context=context,
             backend=self.backend,
+            tokens=cos.shape[1],
+            parallel=parallel,
         )
-        x = self.embed(latents)  # (E, N, D)
-        x = self.videodit_blocks(x, inputs)  # (E, N, D) float32
-        velocity = self.final_linear(x, frames, rows, columns)  # (E, C, T, H, W)
+        x = parallel.shard(self.embed(latents))  # (E, n, D), of N tokens the n of this rank
+        x = self.videodit_blocks(x, inputs)  # (E, n, D) float32
+        patches = parallel.gather(self.final_linear(x), inputs.tokens)  # (E, N, p * p * C)
+        velocity = self.final_linear.unpatch(patches, frames, rows, columns)  # (E, C, T, H, W)
         return velocity[:, :channels] / self.config.x_rescale_factor
 
 

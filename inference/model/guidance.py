@@ -15,6 +15,7 @@ from inference.config import MagiConfig
 from inference.kv_cache import KVCache
 from inference.model.context import CachedAttention, Entry
 from inference.model.dit import CONDITIONAL_ROW, DROPPED_ROW, Captions, VideoDiT
+from inference.parallel.group import ALONE, ContextParallel
 from inference.record import ForwardRecord, RunRecord
 from inference.schedule import Schedule, Step
 
@@ -44,6 +45,7 @@ class Guidance:
         cache: KV cache of this video.
         captions: caption features of this video.
         record: where forwards are counted.
+        parallel: the ranks that compute the forwards together.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Guidance:
         cache: KVCache,
         captions: CaptionSource,
         record: RunRecord,
+        parallel: ContextParallel = ALONE,
     ) -> None:
         self.dit = dit
         self.config = config
@@ -61,6 +64,7 @@ class Guidance:
         self.cache = cache
         self.captions = captions
         self.record = record
+        self.parallel = parallel
 
     @property
     def three_pass(self) -> bool:
@@ -192,6 +196,7 @@ class Guidance:
             first_frames=[0 if start_anew else entry.chunk * frames for entry in entries],
             adaln_row=row,
             step_scalar=self.schedule.step_scalar(k),
+            parallel=self.parallel,
         )
         keys = context.key_counts()
         self.record.forwards.append(ForwardRecord(kind, self.cache.geometry.chunk_tokens, keys, packed.lengths))

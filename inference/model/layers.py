@@ -174,10 +174,14 @@ class FinalLinear(nn.Module):
         self.linear = nn.Linear(width, channels * patch * patch, bias=False)
         self.patch = patch
 
-    def forward(self, x: Tensor, frames: int, height: int, width: int) -> Tensor:
-        """(E, N, D) to (E, C, T, H, W); ``height`` and ``width`` in tokens. Features of a token: (pH, pW, channel)."""
+    def forward(self, x: Tensor) -> Tensor:
+        """(E, n, D), any tokens of the entries, to their patches (E, n, p * p * C). Features: (pH, pW, channel)."""
+        return self.linear(x)
+
+    def unpatch(self, patches: Tensor, frames: int, height: int, width: int) -> Tensor:
+        """(E, N, p * p * C), all tokens, to (E, C, T, H, W); ``height`` and ``width`` in tokens."""
         return rearrange(
-            self.linear(x),
+            patches,
             "e (t h w) (p q c) -> e c t (h p) (w q)",
             t=frames,
             h=height,

@@ -6,15 +6,19 @@ decoding against neighbours as the model returned them. Tiles are counted by str
 still gives two.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+
+from inference.parallel.group import ALONE
 
 # Larger than any video: a tile of this size along an axis means no tiling there (the published value).
 UNTILED = 100_000
 
 TileFunction = Callable[[torch.Tensor], torch.Tensor]
+# Applies a tile function to every piece; results in the same order. Ranks may share the pieces.
+TileMap = Callable[[TileFunction, Sequence[torch.Tensor]], list[torch.Tensor]]
 _TIME, _ROWS, _COLUMNS = 2, 3, 4
 
 
@@ -116,30 +120,47 @@ def _axis(size: int, tile: int, overlap: float, result_tile: int) -> AxisLayout:
 
 
 def tiled_encode(
-    encode_tile: TileFunction, video: torch.Tensor, tiles: TileSpec, reduction: Reduction | None = None
+    encode_tile: TileFunction,
+    video: torch.Tensor,
+    tiles: TileSpec,
+    reduction: Reduction | None = None,
+    map_tiles: TileMap = ALONE.map,
 ) -> torch.Tensor:
     """Encode a video (N, C, T, H, W) tile by tile to latents (N, Z, t, h, w).
 
     ``encode_tile`` maps a piece of the video to its latents and may refuse it (a rest of two or three frames).
     """
     layouts = tiles.encode_layout(video.shape, reduction or Reduction())
-    done: dict[tuple[int, int, int], torch.Tensor] = {}
-    for position, window in _visit(layouts):
-        # Neighbours are read from `done`, so they are blended already.
-        done[position] = _blended(encode_tile(video[window]), position, done, layouts)
+    done = _each_tile(encode_tile, video, layouts, map_tiles)
+    for position, tile in done.items():
+        # Neighbours are read from `done` while it is replaced in order, so they are blended already.
+        done[position] = _blended(tile, position, done, layouts)
     return _assemble(done, layouts)
 
 
 def tiled_decode(
-    decode_tile: TileFunction, latents: torch.Tensor, tiles: TileSpec, reduction: Reduction | None = None
+    decode_tile: TileFunction,
+    latents: torch.Tensor,
+    tiles: TileSpec,
+    reduction: Reduction | None = None,
+    map_tiles: TileMap = ALONE.map,
 ) -> torch.Tensor:
     """Decode latents (N, Z, t, h, w) tile by tile to a video (N, C, T, H, W).
 
     Whether a rest of one latent along time gives one frame or all of its frames is up to ``decode_tile``.
     """
     layouts = tiles.decode_layout(latents.shape, reduction or Reduction())
-    raw = {position: decode_tile(latents[window]) for position, window in _visit(layouts)}
+    raw = _each_tile(decode_tile, latents, layouts, map_tiles)
     return _assemble({position: _blended(tile, position, raw, layouts) for position, tile in raw.items()}, layouts)
+
+
+def _each_tile(
+    function: TileFunction, whole: torch.Tensor, layouts: list[AxisLayout], map_tiles: TileMap
+) -> dict[tuple[int, int, int], torch.Tensor]:
+    """``function`` of every tile of ``whole``, by position in the grid, in the order of ``_visit``."""
+    windows = dict(_visit(layouts))
+    results = map_tiles(function, [whole[window] for window in windows.values()])
+    return dict(zip(windows, results, strict=True))
 
 
 def _visit(layouts: list[AxisLayout]) -> Iterator[tuple[tuple[int, int, int], tuple[slice, ...]]]:

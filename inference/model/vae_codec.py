@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from einops import rearrange
 
-from inference.model.tiling import UNTILED, Reduction, TileSpec, tiled_decode, tiled_encode
+from inference.model.tiling import UNTILED, Reduction, TileMap, TileSpec, tiled_decode, tiled_encode
 from inference.model.vae import ViTVAE
+from inference.parallel.group import ALONE
 
 _HALF_RANGE = 127.5
 _PUBLISHED_TILE = 256
@@ -55,15 +56,24 @@ class VaeCodec:
     """Encodes prefix frames and decodes finished chunks, tile by tile.
 
     ``scale_factor``: the sampler's latents are the VAE's times this. ``tiles``: by default ``tiles_for(vae, fps)``.
-    Raises ``ValueError`` for a scale factor that is not positive and for tiles that would change the video's size.
+    ``map_tiles``: runs the tiles; several ranks may share them. Raises ``ValueError`` for a scale factor that is not
+    positive and for tiles that would change the video's size.
     """
 
-    def __init__(self, vae: ViTVAE, scale_factor: float, fps: int, tiles: TileSpec | None = None) -> None:
+    def __init__(
+        self,
+        vae: ViTVAE,
+        scale_factor: float,
+        fps: int,
+        tiles: TileSpec | None = None,
+        map_tiles: TileMap = ALONE.map,
+    ) -> None:
         if not scale_factor > 0:
             raise ValueError(f"VAE scale_factor must be positive, got {scale_factor}")
         self.vae = vae
         self.scale_factor = scale_factor
         self.tiles = tiles or tiles_for(vae, fps)
+        self.map_tiles = map_tiles
         self.reduction = Reduction(time=vae.vit_config.patch_length, space=vae.vit_config.patch_size)
         if misfits := self.tiles.misfits(self.reduction):
             raise ValueError(f"VAE tiles would change the size of the video: {'; '.join(misfits)}")
@@ -79,7 +89,8 @@ class VaeCodec:
         frames = torch.as_tensor(frames)
         self._check_frames(frames)
         video = rearrange(frames, "t h w c -> 1 c t h w")
-        return tiled_encode(self._encode_tile, video, self.tiles, self.reduction) * self.scale_factor
+        latents = tiled_encode(self._encode_tile, video, self.tiles, self.reduction, self.map_tiles)
+        return latents * self.scale_factor
 
     @torch.no_grad()
     def decode_chunk(self, latents: torch.Tensor, *, image: bool = False) -> torch.Tensor:
@@ -94,7 +105,7 @@ class VaeCodec:
             raise ValueError(f"an image is one latent frame, got {latents.shape[2]}")
         decode_tile = partial(self.vae.decode, one_latent_is_image=image)
         unscaled = latents.to(self.vae.device, torch.float32) / self.scale_factor
-        video = tiled_decode(decode_tile, unscaled, self.tiles, self.reduction)
+        video = tiled_decode(decode_tile, unscaled, self.tiles, self.reduction, self.map_tiles)
         return rearrange(to_uint8(video), "1 c t h w -> t h w c").cpu()
 
     def _encode_tile(self, tile: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ from harness.methods import load_method
 from inference.config import REPOSITORY_ROOT, MagiConfig
 from inference.kv_cache import KVCache
 from inference.model.dit import VideoDiT
+from inference.parallel.group import ALONE, ContextParallel
 from inference.prompt import ChunkCaptions, PromptFlags, SpecialTokens, assemble_captions
 from inference.record import RunRecord, StepRecord
 from inference.reuse import NoReuse
@@ -49,18 +50,21 @@ def claims(name: str) -> bool:
     return name.startswith(tuple(f"{family}_" for family in FAMILIES))
 
 
-def check(directory: Path) -> Iterator[CheckResult]:
+def check(directory: Path, parallel: ContextParallel = ALONE) -> Iterator[CheckResult]:
+    """Every case, computed by the ranks of ``parallel`` together; what is said on the first of them counts."""
     for family in FAMILIES:
         for name, case in listed_cases(directory, family, f"{family}_index.json", f"{family}_"):
             if isinstance(case, CheckResult):
                 yield case
                 continue
-            yield from guarded(family, name, partial(_check_case, family, name, case, directory))
+            yield from guarded(family, name, partial(_check_case, family, name, case, directory, parallel))
 
 
-def _check_case(family: str, name: str, case: dict, directory: Path) -> Iterator[CheckResult]:
+def _check_case(
+    family: str, name: str, case: dict, directory: Path, parallel: ContextParallel
+) -> Iterator[CheckResult]:
     data = read_tensors(directory / f"{family}_{name}.safetensors")
-    run = _Run(directory, case, data)
+    run = _Run(directory, case, data, parallel)
     yield from _compare(family, name, case, data, run.results())
     for quantity, actual in run.counts().items():
         if quantity in case:
@@ -93,12 +97,13 @@ class _RecordingPolicy:
 class _Run:
     """One run of a case and what came out of it, under the names of the reference data."""
 
-    def __init__(self, directory: Path, case: dict, data: dict[str, Tensor]) -> None:
+    def __init__(self, directory: Path, case: dict, data: dict[str, Tensor], parallel: ContextParallel) -> None:
+        self.parallel = parallel
         self.case = case
         self.data = data
         self.dit, self.config = load_model(directory, case)
         self.prefix = data.get("in.prefix_latents")
-        geometry = kv_geometry(self.config, torch.device("cpu"))
+        geometry = kv_geometry(self.config, torch.device("cpu"), parallel.ranks)
         self.cache = KVCache(geometry)
         policy: NoReuse | ChunkwiseReuse = NoReuse()
         if "flowcache" in case:
@@ -127,7 +132,7 @@ class _Run:
     def results(self) -> dict[str, Tensor]:
         seen: dict[str, Tensor] = {}
         captions = reference_captions(self.dit, self.config, self.case, self.data)
-        sampler = Sampler(self.dit, self.config, self.cache, self.policy)
+        sampler = Sampler(self.dit, self.config, self.cache, self.policy, self.parallel)
         for chunk in sampler.run(self.data["in.noise"], captions, self.prefix, on_step=self._after_step):
             seen[f"out.chunk{chunk.number}"] = chunk.latents
             self.numbers.append(chunk.number)
@@ -140,7 +145,10 @@ class _Run:
 
     def _after_step(self, step: StepRecord) -> None:
         if step.compacted and isinstance(self.cache, CompressedKVCache):
-            self.kept += [kept.clone() for kept in self.cache.last_kept]
+            for kept in self.cache.last_kept:
+                # (keep, G) of the groups of every rank: each "computes" its own.
+                groups = self.parallel.map(lambda own: own, [kept] * self.parallel.ranks)
+                self.kept.append(torch.cat(groups, dim=1))
 
     def _intermediate(self, captions: ChunkCaptions) -> dict[str, Tensor]:
         schedule = make_schedule(self.config, 0 if self.prefix is None else self.prefix.shape[2])

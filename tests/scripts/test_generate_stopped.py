@@ -2,10 +2,7 @@
 
 import json
 import os
-import re
 import signal
-import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -13,42 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
 from inference.media import probe_video
 from tests.scripts.conftest import Run, Start
+from tests.scripts.stopped import assert_partial_video, stop
 
 # Eight steps make the first chunk, two more each further one.
 STEPS_OF_THE_FIRST_CHUNK = 8
-
-
-def stop(process: subprocess.Popen[bytes], sent: signal.Signals, at_step: int) -> str:
-    """Wait until the progress bar shows ``at_step``, send the signal, wait for the end; gives what was said."""
-    watchdog = threading.Timer(300, process.kill)
-    watchdog.start()
-    said, done = "", -1
-    while done < at_step:
-        part = os.read(process.stderr.fileno(), 4096).decode()
-        assert part, f"the process ended by itself: {said}"
-        said += part
-        done = int((re.findall(r"(\d+)/\d+ \[", said) or ["-1"])[-1])
-    process.send_signal(sent)
-    _, rest = process.communicate()
-    watchdog.cancel()
-    return said + rest.decode()
-
-
-def assert_partial_video(folder: Path, stem: str) -> dict[str, Any]:
-    """``stem`` is a playable file of whole chunks, described by its own sidecar, which is given."""
-    info = probe_video(folder / f"{stem}.mp4")
-    assert info.frames > 0 and info.frames % 24 == 0
-    assert info.duration == pytest.approx(info.frames / 24, abs=1e-3)
-    sidecar = json.loads((folder / f"{stem}.json").read_text(encoding="utf-8"))
-    assert (sidecar["stopped"], sidecar["video"]) == (True, f"{stem}.mp4")
-    assert sidecar["frames"]["written"] == info.frames < sidecar["config"]["runtime_config"]["num_frames"]
-    with Image.open(folder / f"{stem}.reuse.png") as picture:
-        picture.load()
-    return sidecar
 
 
 def test_ctrl_c_keeps_whole_chunks(start_process: Start, tmp_path: Path) -> None:
