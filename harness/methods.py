@@ -3,7 +3,7 @@ together.
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -55,12 +55,15 @@ WINDOW = "noise2clean_kvrange"
 
 @dataclass(frozen=True)
 class Method:
-    """A caching method with its settings; ``settings`` is None where nothing is cached."""
+    """A caching method with its settings; ``settings`` is None where nothing is cached. ``chosen``: the target that
+    the settings were chosen for and what they are expected to give, where a calibration chose them.
+    """
 
     name: str
     source: str
     settings: Settings | None = None
     window: tuple[int, ...] | None = None
+    chosen: Mapping[str, Any] | None = None
 
     def make_policy(self) -> ReusePolicy:
         if self.settings is None:
@@ -85,7 +88,8 @@ class Method:
 
     def to_json_dict(self) -> dict[str, Any]:
         settings = {} if self.settings is None else self.settings.model_dump(mode="json")
-        return {"method": self.name, "source": self.source, **settings}
+        chosen = {} if self.chosen is None else {"chosen": dict(self.chosen)}
+        return {"method": self.name, "source": self.source, **chosen, **settings}
 
 
 def read_method(path: str | None, overrides: dict[str, Any]) -> Method:

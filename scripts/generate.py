@@ -33,13 +33,18 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from harness.arguments import parse
-from harness.device import choose_device, set_threads
+from harness.calibration import calibrated_method, calibration_path, load_calibration
+from harness.device import set_threads
+from harness.launch import launched_rank, own_device, share_among, undisturbed_end
 from harness.methods import Method, add_parameters, given_parameters, read_method
 from harness.sidecar import describe_run, leave_report
 from inference.config import MagiConfig, load_config, resolve_path
 from inference.media import read_image, read_video
 from inference.model.weights import WeightsError
+from inference.parallel.group import RankLostError
+from inference.parallel.launch import context_parallel
 from inference.pipeline import MagiPipeline, RunReport, Sample, plan, usable_prefix
+from inference.schedule import Schedule
 from inference.text_cleaning import clean_caption
 from inference.video_writer import VideoWriter, check_output_path
 
@@ -54,22 +59,30 @@ INTERRUPTED = 130  # what a shell reports of a program stopped by Ctrl-C
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_arguments(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.WARNING if args.quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
-    disable_progress_bar()
-    for noisy in ("httpx", "transformers", "matplotlib", "PIL"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    argv = sys.argv[1:] if argv is None else argv
+    args = parse_arguments(argv)
+    configure_logging(args.quiet)
     # A terminated run ends like an interrupted one: what is finished stays, as a playable file.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        generate(args)
+        generate(args, argv)
         return 0
     except KeyboardInterrupt:
         logger.error("stopped")
         return INTERRUPTED
-    except (OSError, ValueError, WeightsError, torch.OutOfMemoryError) as error:
+    except (OSError, ValueError, WeightsError, RankLostError, torch.OutOfMemoryError) as error:
         logger.error("error: %s", re.sub(r"^\[Errno \d+\] ", "", str(error)))
         return 1
+
+
+def configure_logging(quiet: bool) -> None:
+    """To the terminal; of several processes only the first says more than what went wrong."""
+    rank = launched_rank()
+    level = logging.ERROR if rank else logging.WARNING if quiet else logging.INFO
+    logging.basicConfig(level=level, format=f"rank {rank}: %(message)s" if rank else "%(message)s", stream=sys.stderr)
+    disable_progress_bar()
+    for noisy in ("httpx", "transformers", "matplotlib", "PIL"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -86,6 +99,18 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--method_config", help="method file (YAML), see configs/method/; without it nothing is cached")
     parser.add_argument(
+        "--target_psnr",
+        type=float,
+        metavar="DB",
+        help="choose the fastest calibrated settings that stay this close to the uncached video",
+    )
+    parser.add_argument(
+        "--target_speedup", type=float, metavar="X", help="choose the best calibrated settings that are this fast"
+    )
+    parser.add_argument(
+        "--calibration", help="calibration file (default: configs/calibration/MODEL_STEPS.json, scripts/calibrate.sh)"
+    )
+    parser.add_argument(
         "--mode", choices=("t2v", "i2v", "v2v"), default="t2v", help="from text, image or video (default: %(default)s)"
     )
     parser.add_argument("--prompt", required=True, help="what the video shows")
@@ -100,6 +125,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         help="names the sample: with the seed it determines the noise (default: %(default)s)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
+    parser.add_argument(
+        "--gpus", type=int, metavar="N", help="share the work among N processes, one per GPU, started by torchrun"
+    )
     parser.add_argument(
         "--threads",
         type=int,
@@ -119,30 +147,67 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     return parse(parser, argv)
 
 
-def generate(args: argparse.Namespace) -> None:
-    """Check everything that can be checked, load the models, make the video."""
-    method = read_method(args.method_config, given_parameters(args))
-    config = resolve_config(args, method)
-    device = choose_device(args.device)
+def generate(args: argparse.Namespace, argv: list[str]) -> None:
+    """Check everything that can be checked, start further processes if there are to be any, make the video."""
+    method, config = resolve_method(args)
+    device = own_device(args.device)
     set_threads(args.threads, config)
-    output = check_output_path(args.output_path)
+    if not launched_rank():
+        check_output_path(args.output_path)
     clean_caption(args.prompt)  # refuses what is no text
     sample = Sample(args.prompt, read_prefix(args, config), args.sample_id)
     prefix_frames = 0 if sample.prefix is None else len(usable_prefix(config, sample.prefix))
     _, schedule = plan(config, prefix_frames)
     method.check(schedule)
+    share_among(args.gpus, args.device, config, Path(__file__), argv)
 
     report = RunReport()
-    with report.timed("load"):
-        pipeline = MagiPipeline.load(config, device)
+    with context_parallel(config, device) as parallel:
+        with report.timed("load"):
+            pipeline = MagiPipeline.load(config, device, parallel)
+        if parallel.is_first:
+            announce(pipeline, method, schedule)
+            leave_video(args, pipeline, method, sample, report, schedule.total_steps)
+        else:
+            for _ in pipeline.frames(sample, policy=method.make_policy(), make_cache=method.make_cache):
+                pass  # the first rank writes them
+
+
+def resolve_method(args: argparse.Namespace) -> tuple[Method, MagiConfig]:
+    """The method and the configuration that it runs with."""
+    if args.target_psnr is None and args.target_speedup is None:
+        if args.calibration is not None:
+            raise ValueError("--calibration needs --target_psnr or --target_speedup")
+        method = read_method(args.method_config, given_parameters(args))
+        return method, resolve_config(args, method)
+    if args.target_psnr is not None and args.target_speedup is not None:
+        raise ValueError("--target_psnr and --target_speedup exclude each other; give one")
+    if args.method_config is not None:
+        raise ValueError("a target chooses the method; leave out --method_config")
+    config = resolve_config(args, read_method(None, {}))
+    source = args.calibration or str(calibration_path(args.config_file, config.runtime.num_steps))
+    calibration = load_calibration(resolve_path(source), source)
+    given = given_parameters(args)
+    return calibrated_method(calibration, source, config, args.target_psnr, args.target_speedup, given), config
+
+
+def announce(pipeline: MagiPipeline, method: Method, schedule: Schedule) -> None:
+    runtime, ranks = pipeline.config.runtime, pipeline.parallel.ranks
     logger.info(
-        "%d frames of %dx%d in %d chunks, %d steps each, method %s, on %s",
-        *(config.runtime.num_frames, config.runtime.video_size_w, config.runtime.video_size_h),
-        *(schedule.chunk_num - schedule.offset, config.runtime.num_steps, method.name, device),
+        "%d frames of %dx%d in %d chunks, %d steps each, method %s, on %s%s",
+        *(runtime.num_frames, runtime.video_size_w, runtime.video_size_h, schedule.chunk_num - schedule.offset),
+        *(runtime.num_steps, method.name, pipeline.device, f" and {ranks - 1} more" if ranks > 1 else ""),
     )
-    writer = VideoWriter(output, config.runtime.fps, config.runtime.video_size_h, config.runtime.video_size_w)
+
+
+def leave_video(
+    args: argparse.Namespace, pipeline: MagiPipeline, method: Method, sample: Sample, report: RunReport, steps: int
+) -> None:
+    """The video, and beside it what describes the run."""
+    runtime = pipeline.config.runtime
+    writer = VideoWriter(args.output_path, runtime.fps, runtime.video_size_h, runtime.video_size_w)
     try:
-        write_video(pipeline, method, sample, report, writer, schedule.total_steps, args.quiet)
+        write_video(pipeline, method, sample, report, writer, steps, args.quiet)
     finally:
         # A run that was stopped or failed is described as well, as far as it came.
         if writer.saved_as is not None:
@@ -165,7 +230,7 @@ def write_video(
     began = time.perf_counter()
     bar = tqdm(total=steps, unit="step", disable=quiet, dynamic_ncols=True)
     try:
-        with bar, logging_redirect_tqdm(), writer:
+        with bar, logging_redirect_tqdm(), writer, undisturbed_end():
             frames = pipeline.frames(
                 sample,
                 policy=method.make_policy(),

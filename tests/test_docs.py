@@ -10,12 +10,24 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PACKAGES = ("inference", "flowcache", "teacache", "metrics", "harness", "scripts", "benchmarks", "example", "tests")
+PACKAGES = (
+    "inference",
+    "flowcache",
+    "teacache",
+    "multistep",
+    "metrics",
+    "harness",
+    "scripts",
+    "benchmarks",
+    "example",
+    "tests",
+)
 # Where flags are looked for, the one with most of them first.
 COMMANDS = (
     "scripts/generate.py",
     "scripts/check_parity.py",
     "benchmarks/speed.py",
+    "benchmarks/compare.py",
     "scripts/metric.py",
     "scripts/sample.py",
     "scripts/score_physicsiq.py",

@@ -1,0 +1,96 @@
+"""scripts/calibrate.py, and the targets of scripts/generate.py that its file serves."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from harness.calibration import Entry, Ratio, choose
+from tests.scripts.conftest import Run, load_script
+
+
+def entry(length: int, psnr: list[float], speedup: float) -> Entry:
+    ratio = Ratio(median=speedup, min=speedup, max=speedup)
+    return Entry(pattern=tuple(range(length)), psnr=psnr, checked_psnr=psnr, flop_ratio=speedup, seconds_ratio=ratio)
+
+
+ENTRIES = [entry(8, [40, 44], 2.0), entry(2, [20, 22], 7.0), entry(4, [30, 38], 4.0)]
+
+
+@pytest.mark.parametrize(("target", "length"), [(15, 2), (28, 4), (31, 8), (39, 8)])
+def test_psnr_target_takes_the_fastest_that_most_prompts_reach(target: float, length: int) -> None:
+    assert len(choose(ENTRIES, "file", target, None).pattern) == length
+
+
+@pytest.mark.parametrize(("target", "length"), [(1.0, 8), (2.0, 8), (2.1, 4), (7.0, 2)])
+def test_speedup_target_takes_the_best_that_is_fast_enough(target: float, length: int) -> None:
+    assert len(choose(ENTRIES, "file", None, target).pattern) == length
+
+
+def test_targets_out_of_reach_name_the_best_there_is() -> None:
+    with pytest.raises(ValueError, match=r"target_psnr 50 is above the highest calibrated, 39\.2 dB"):
+        choose(ENTRIES, "file", 50, None)
+    with pytest.raises(ValueError, match=r"target_speedup 9 is above the highest calibrated, 7\.00"):
+        choose(ENTRIES, "file", None, 9)
+
+
+@pytest.fixture(scope="module")
+def calibration(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A calibration of the tiny model."""
+    folder = tmp_path_factory.mktemp("calibration")
+    prompts = folder / "prompts.txt"
+    prompts.write_text("a cat\n\na dog\na mat\n", encoding="utf-8")
+    output = folder / "tiny.json"
+    flags = ("--config_file", str(checkpoint / "distill.json"), "--prompts", str(prompts), "--num_frames", "48")
+    assert load_script("calibrate").main([*flags, "--lengths", "8", "3", "--output", str(output)]) == 0
+    return output
+
+
+def test_calibration_file(calibration: Path) -> None:
+    contents = json.loads(calibration.read_text(encoding="utf-8"))
+    assert contents["about"]["prompts"] == ["a cat", "a mat"] and contents["about"]["held_out_prompts"] == ["a dog"]
+    steps = contents["conditions"]["num_steps"]
+    short, whole = contents["entries"]
+    assert len(short["pattern"]) == 3 and len(short["psnr"]) == 2 and len(short["checked_psnr"]) == 1
+    if steps == 8:  # all computed: the uncached video itself
+        assert whole["psnr"] == [99.0, 99.0] and whole["flop_ratio"] == 1
+    assert short["flop_ratio"] > whole["flop_ratio"] and max(short["psnr"]) < min(whole["psnr"])
+
+
+def test_target_runs_the_pattern_and_says_so(calibration: Path, generate: Run, tmp_path: Path) -> None:
+    assert generate("--target_psnr", "1", "--calibration", str(calibration)) == 0
+    sidecar = json.loads((tmp_path / "out" / "video.json").read_text(encoding="utf-8"))
+    short = json.loads(calibration.read_text(encoding="utf-8"))["entries"][0]
+    assert sidecar["method"]["method"] == "multistep" and sidecar["method"]["pattern"] == short["pattern"]
+    assert sidecar["method"]["chosen"]["target_psnr"] == 1
+    assert sidecar["method"]["chosen"]["expected_speedup"] == short["seconds_ratio"]["median"]
+    assert sidecar["work"]["share_reused"] == pytest.approx(1 - 3 / sidecar["config"]["runtime_config"]["num_steps"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--target_psnr", "30"], "does not exist; make it with scripts/calibrate.sh"),
+        (["--target_psnr", "30", "--target_speedup", "2"], "exclude each other"),
+        (["--target_speedup", "2", "--method_config", "configs/method/none.yaml"], "leave out --method_config"),
+        (["--calibration", "x.json"], "needs --target_psnr or --target_speedup"),
+    ],
+)
+def test_targets_that_make_no_sense(
+    flags: list[str], message: str, generate: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert generate(*flags) == 1
+    assert message in caplog.text
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_calibration_of_other_conditions(calibration: Path, generate: Run, caplog: pytest.LogCaptureFixture) -> None:
+    assert generate("--target_psnr", "1", "--calibration", str(calibration), "--noise2clean_kvrange", "full") == 1
+    assert "was made with noise2clean_kvrange" in caplog.text and "calibrate it" in caplog.text
+
+
+def test_files_that_are_no_calibration(generate: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    broken = tmp_path / "broken.json"
+    broken.write_text('{"entries": 3}', encoding="utf-8")
+    assert generate("--target_psnr", "1", "--calibration", str(broken)) == 1
+    assert "broken.json cannot be read" in caplog.text
