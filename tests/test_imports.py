@@ -22,7 +22,7 @@ ALLOWED = {
     "multistep": ("inference.reuse", "inference.schedule"),
     "harness": LIBRARIES,
     "scripts": (*LIBRARIES, "harness"),
-    "benchmarks": (*LIBRARIES, "harness"),
+    "benchmarks": (*LIBRARIES, "harness", "example"),  # whose scenes say what a video has to show
     "example": LIBRARIES,
     "tests": (*LIBRARIES, "harness", "example"),  # scripts and benchmarks are run, not imported
 }
