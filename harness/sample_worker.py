@@ -175,15 +175,18 @@ def failure_writer(job: Job, name: str) -> Callable[[int, int, str], None]:
 
 
 class Progress:
-    """The bar over all workers. What was found already does not count into the speed."""
+    """The bar over all workers. What was there before it began does not count into the speed."""
 
     def __init__(self, total: int) -> None:
         self._bar = tqdm(total=total, unit="sample", dynamic_ncols=True, smoothing=0)
+        self._earlier: int | None = None  # done before this worker, which may have replaced a dead one
 
     def show(self, state: QueueState) -> None:
         kept, failed = state.count(KEPT), state.count(GIVEN_UP)
-        self._bar.initial = kept
-        self._bar.n = state.count(DONE) + kept + failed
+        ended = state.count(DONE) + failed
+        self._earlier = ended if self._earlier is None else self._earlier
+        self._bar.initial = kept + self._earlier
+        self._bar.n = kept + ended
         self._bar.set_postfix({"there before": kept, "given up": failed, "working": len(state.claims)}, refresh=True)
 
     def close(self) -> None:

@@ -8,9 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -129,6 +129,23 @@ def start_launcher() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
         process.communicate()
 
 
+def stop_in_the_middle(launcher: subprocess.Popen[bytes], job: Job) -> None:
+    """Terminate the launcher, which takes its workers with it."""
+    wait_until(lambda: len(videos(job.output)) >= 5 or launcher.poll() is not None, "five videos")
+    launcher.send_signal(signal.SIGTERM)
+    said = launcher.communicate(timeout=WAIT)[1].decode()
+    assert launcher.returncode == 130 and "the same command goes on from here" in said, said
+    wait_until(lambda: not workers_of(job.output / "sampling.yaml"), "the workers' end")
+
+
+def kill_one(job: Job) -> int:
+    """Kill the first worker that has started to work; gives its process number."""
+    at_work = wait_until(lambda: list((job.private / "work").glob("*-*")), "a worker at work")
+    process = int(at_work[0].name.rpartition("-")[2])
+    os.kill(process, signal.SIGKILL)
+    return process
+
+
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
 
@@ -151,18 +168,12 @@ def test_a_disturbed_run_gives_what_an_undisturbed_one_gives(
     """A stopped launcher, damaged files, a killed worker, a sample that always fails; other numbers of workers."""
     config = write_config(tmp_path, checkpoint, num_steps=24)  # enough to be stopped in the middle
     job = make_job(read_run(config))
-    out, saved = job.output, job.output / "sampling.yaml"
+    out = job.output
     assert len(job.tasks) == SAMPLES >= 24
     reference = make_job(read_run(config, {"output": str(tmp_path / "reference")}))
     make_here(reference)
 
-    # The launcher is stopped in the middle, and takes its workers with it.
-    launcher = start_launcher(str(config))
-    wait_until(lambda: len(videos(out)) >= 5 or launcher.poll() is not None, "five videos")
-    launcher.send_signal(signal.SIGTERM)
-    said = launcher.communicate(timeout=WAIT)[1].decode()
-    assert launcher.returncode == 130 and "the same command goes on from here" in said, said
-    wait_until(lambda: not workers_of(saved), "the workers' end")
+    stop_in_the_middle(start_launcher(str(config)), job)
     done = videos(out)
     assert 5 <= len(done) < SAMPLES
     modified = {path: path.stat().st_mtime_ns for path in done}
@@ -174,25 +185,16 @@ def test_a_disturbed_run_gives_what_an_undisturbed_one_gives(
     (out / blocked.path).mkdir(parents=True)
 
     # Three workers go on; one of them is killed when it has started to work.
-    killed: list[int] = []
-
-    def kill_one() -> None:
-        at_work = wait_until(lambda: list((out / ".sampling" / "work").glob("*-*")), "a worker at work")
-        killed.append(int(at_work[0].name.rpartition("-")[2]))
-        os.kill(killed[0], signal.SIGKILL)
-
-    shutil.rmtree(out / ".sampling" / "work", ignore_errors=True)
-    killer = threading.Thread(target=kill_one)
-    killer.start()
-    assert run(config, "--workers", "3") == 1
-    killer.join()
-    assert len(killed) == 1
+    shutil.rmtree(job.private / "work", ignore_errors=True)
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(kill_one, job)
+        assert run(config, "--workers", "3") == 1
     failures = json.loads((out / "failures.json").read_text(encoding="utf-8"))["failures"]
     assert [entry["path"] for entry in failures] == [str(blocked.path)]
     assert failures[0]["state"] == "missing" and failures[0]["seed"] == blocked.seed
     assert len(failures[0]["errors"]) == 3 and all("Directory" in error for error in failures[0]["errors"])
-    lost = [file for file in (out / ".sampling" / "errors").iterdir() if "died or was lost" in file.read_text()]
-    assert len(lost) == 1 and f"-{killed[0]} died" in lost[0].read_text()
+    lost = [file for file in (job.private / "errors").iterdir() if "died or was lost" in file.read_text()]
+    assert len(lost) == 1 and f"-{killed.result()} died" in lost[0].read_text()
     # What was whole was left alone.
     assert all((path.stat().st_mtime_ns == before) == (path not in done[:2]) for path, before in modified.items())
 
@@ -200,7 +202,7 @@ def test_a_disturbed_run_gives_what_an_undisturbed_one_gives(
     (out / blocked.path).rmdir()
     assert run(config, "--workers", "1") == 0
     assert len(videos(out)) == SAMPLES and not verify(job)
-    assert not (out / "failures.json").exists() and not (out / ".sampling").exists()
+    assert not (out / "failures.json").exists() and not job.private.exists()
     ours, theirs = frames_of(job, out), frames_of(reference, reference.output)
     assert len(ours) == SAMPLES and all(torch.equal(frames, theirs[path]) for path, frames in ours.items())
     assert len({frames.numpy().tobytes() for frames in ours.values()}) == SAMPLES
