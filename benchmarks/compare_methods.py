@@ -101,10 +101,6 @@ class Entry:
     def window(self) -> tuple[int, ...]:
         return tuple(self.config.runtime.noise2clean_kvrange)
 
-    @property
-    def uncached(self) -> bool:
-        return self.method.settings is None
-
     def describe(self) -> dict[str, Any]:
         """What determines the video besides model, sample and machine."""
         settings = {} if self.method.settings is None else self.method.settings.model_dump(mode="json")
