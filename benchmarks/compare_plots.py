@@ -114,9 +114,10 @@ def draw_changes(path: Path, changes: Sequence[Mapping[str, Any]], theme: str) -
     with _themed(theme):
         figure, panels = plt.subplots(2, 1, figsize=(5.6, 6.0), layout="constrained", sharey=True)
         chunks = sorted({entry["chunk"] for entry in changes})
+        first = 0.35 if theme == "dark" else 0.1  # the map's darkest and brightest are lost on such paper
         for place, chunk in enumerate(chunks):
             own = [entry for entry in changes if entry["chunk"] == chunk]
-            colour = plt.get_cmap("viridis")(0.15 + 0.8 * place / max(len(chunks) - 1, 1))
+            colour = plt.get_cmap("viridis")(first + 0.65 * place / max(len(chunks) - 1, 1))
             for axes, column in zip(panels, ("step", "index"), strict=True):
                 values = [entry["change"] for entry in own]
                 axes.plot([entry[column] for entry in own], values, color=colour, linewidth=1, label=f"chunk {chunk}")
