@@ -14,7 +14,7 @@ from PIL import Image
 
 from inference.media import probe_video
 
-SECONDS = 300
+SECONDS = 900
 
 
 def stop(process: subprocess.Popen[bytes], sent: signal.Signals, at_step: int, to: int | None = None) -> str:
@@ -22,7 +22,7 @@ def stop(process: subprocess.Popen[bytes], sent: signal.Signals, at_step: int, t
 
     ``to``: the number of the process that gets it among those torchrun started; by default it is ``process`` itself.
     """
-    watchdog = threading.Timer(SECONDS, process.kill)
+    watchdog = threading.Timer(SECONDS, kill_all, (process.pid,))
     watchdog.start()
     said, done = "", -1
     while done < at_step:
@@ -30,17 +30,28 @@ def stop(process: subprocess.Popen[bytes], sent: signal.Signals, at_step: int, t
         assert part, f"the process ended by itself: {said}"
         said += part
         done = int((re.findall(r"(\d+)/\d+ \[", said) or ["-1"])[-1])
-    os.kill(process.pid if to is None else started_by(process.pid, to), sent)
+    os.kill(process.pid if to is None else process_of(process.pid, to), sent)
     _, rest = process.communicate()
     watchdog.cancel()
     return said + rest.decode()
 
 
-def started_by(torchrun: int, rank: int) -> int:
+def kill_all(process: int) -> None:
+    """Kill a process and what it has started: ranks outlive a torchrun that is killed."""
+    for number in (*children(process), process):
+        os.kill(number, signal.SIGKILL)
+
+
+def children(process: int) -> list[int]:
+    """The processes that ``process`` has started; none where there is no /proc."""
+    list_of_them = Path(f"/proc/{process}/task/{process}/children")
+    return [int(number) for number in list_of_them.read_text().split()] if list_of_them.exists() else []
+
+
+def process_of(torchrun: int, rank: int) -> int:
     """The process number of a rank."""
-    children = Path(f"/proc/{torchrun}/task/{torchrun}/children").read_text(encoding="utf-8").split()
-    ranks = {child: Path(f"/proc/{child}/environ").read_bytes().split(b"\0") for child in children}
-    return next(int(child) for child, variables in ranks.items() if f"RANK={rank}".encode() in variables)
+    variables = {child: Path(f"/proc/{child}/environ").read_bytes().split(b"\0") for child in children(torchrun)}
+    return next(child for child, its in variables.items() if f"RANK={rank}".encode() in its)
 
 
 def assert_partial_video(folder: Path, stem: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from inference.media import probe_video, read_video
 from tests.ranks import run_ranks
 from tests.scripts.conftest import ROOT, Run, Start, load_script
-from tests.scripts.stopped import assert_partial_video, stop
+from tests.scripts.stopped import SECONDS, assert_partial_video, stop
 
 GOLDEN = ROOT / "tests" / "golden"
 WHOLE_RUNS = ("sample", "flowcache")
@@ -69,7 +69,7 @@ def test_a_changed_reference_is_noticed(tmp_path: Path) -> None:
 def test_two_processes_make_the_video_of_one(generate: Run, start_process: Start, tmp_path: Path) -> None:
     assert generate("--num_frames", "96", *REUSE) == 0
     process = start_process(tmp_path / "two", "--num_frames", "96", *REUSE, *TWO)
-    _, said = process.communicate(timeout=300)
+    _, said = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, said.decode()
     assert said.decode().count("96 frames of 48x32 in 4 chunks") == 1 and "on cpu and 1 more" in said.decode()
     one, two = (json.loads((tmp_path / name / "video.json").read_text(encoding="utf-8")) for name in ("out", "two"))
