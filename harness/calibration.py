@@ -1,32 +1,22 @@
-"""A target instead of settings: what a model loses and gains with patterns of several lengths, measured once, and the
-pattern that meets a wish (docs/multistep.md, "Calibration").
+"""A target instead of settings: calibration files, and the pattern that meets a wish.
+
+Source: docs/multistep.md, "Calibration". `harness.calibrating` makes the files.
 """
 
 import json
 import statistics
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.methods import Method, MultistepSettings, make_config
 from inference.config import MagiConfig
-from inference.pipeline import MagiPipeline, RunReport, Sample
-from inference.reuse import ReusePolicy
-from metrics.flops import TransformerSize, run_flops
-from metrics.similarity import psnr
-from multistep.calibration import VelocityRecorder, best_patterns
-from multistep.config import MultistepConfig
-from multistep.policy import MultistepReuse
 
 # What has to be the same in a run for a calibration to speak of it.
 CONDITIONS = ("num_steps", "window_size", "noise2clean_kvrange", "num_layers", "hidden_size")
-# A video without any difference, in dB: what 8-bit frames can tell apart at most, about.
-_NO_DIFFERENCE = 99.0
 
 
 class Ratio(BaseModel):
@@ -145,69 +135,3 @@ def choose(entries: Sequence[Entry], source: str, target_psnr: float | None, tar
             return entry
     most = max(entry.seconds_ratio.median for entry in entries)
     raise ValueError(f"{source}: target_speedup {target_speedup:g} is above the highest calibrated, {most:.2f}")
-
-
-def calibrate(
-    pipeline: MagiPipeline,
-    prompts: Sequence[str],
-    held_out: Sequence[str],
-    lengths: Sequence[int],
-    progress: Callable[[], None],
-) -> tuple[MultistepConfig, list[Entry]]:
-    """Record uncached runs of `prompts`, find a pattern of every length, and measure it on them and on `held_out`.
-
-    `progress` is called after every video: (lengths + 1) x (prompts + held_out) + 1 times.
-    """
-    settings = MultistepConfig()
-    recorder = VelocityRecorder()
-    make_video(pipeline, prompts[0], None)  # the first run of a process is slower
-    progress()
-    uncached = {}
-    for prompt in (*prompts, *held_out):
-        uncached[prompt] = make_video(pipeline, prompt, recorder if prompt in prompts else None)
-        progress()
-    patterns = best_patterns(
-        recorder.gram / recorder.chunks, recorder.times, lengths, settings.damping, settings.correct
-    )
-    entries = []
-    for length in sorted(patterns):
-        steps = {"pattern": patterns[length].steps, "pattern_steps": pipeline.config.runtime.num_steps}
-        policy = MultistepReuse(settings.model_copy(update=steps))
-        cached = {}
-        for prompt in uncached:
-            cached[prompt] = make_video(pipeline, prompt, policy)
-            progress()
-        entries.append(_entry(patterns[length].steps, uncached, cached, prompts, held_out))
-    return settings, entries
-
-
-def make_video(pipeline: MagiPipeline, prompt: str, policy: ReusePolicy | None) -> tuple[torch.Tensor, float, float]:
-    """Frames (T, H, W, 3) uint8, seconds of denoising, floating point operations."""
-    report = RunReport()
-    frames = torch.cat(list(pipeline.frames(Sample(prompt), policy=policy, report=report)))
-    flops = run_flops(TransformerSize.of(pipeline.config.model.model_dump()), report.record.forwards)
-    return frames, report.seconds["denoise"], float(flops)
-
-
-Videos = dict[str, tuple[torch.Tensor, float, float]]
-
-
-def _entry(
-    pattern: tuple[int, ...], uncached: Videos, cached: Videos, prompts: Sequence[str], held_out: Sequence[str]
-) -> Entry:
-    def quality(prompt: str) -> float:
-        difference = uncached[prompt][0].double() - cached[prompt][0].double()
-        decibels = psnr(float((difference / 255).square().mean()))
-        return _NO_DIFFERENCE if decibels is None else round(decibels, 2)
-
-    return Entry(
-        pattern=pattern,
-        psnr=[quality(prompt) for prompt in prompts],
-        checked_psnr=[quality(prompt) for prompt in held_out],
-        flop_ratio=round(sum(video[2] for video in uncached.values()) / sum(video[2] for video in cached.values()), 3),
-        seconds_ratio=Ratio.of((uncached[prompt][1], cached[prompt][1]) for prompt in uncached),
-    )
-
-
-def today() -> str:
-    return time.strftime("%Y-%m-%d")

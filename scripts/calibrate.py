@@ -13,6 +13,7 @@ import argparse
 import logging
 import statistics
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -26,7 +27,8 @@ from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from harness.arguments import parse
-from harness.calibration import Calibration, calibrate, calibration_path, conditions_of, today
+from harness.calibrating import calibrate
+from harness.calibration import Calibration, calibration_path, conditions_of
 from harness.device import choose_device, set_threads
 from harness.sidecar import commit, describe_device, replacing, write_json
 from inference.config import MagiConfig, load_config, resolve_path
@@ -100,7 +102,7 @@ def read_prompts(path: str, count: int) -> list[str]:
 def describe(args: argparse.Namespace, config: MagiConfig, device: torch.device, prompts: list[str]) -> dict:
     return {
         "command": " ".join(["scripts/calibrate.py", *sys.argv[1:]]),
-        "date": today(),
+        "date": time.strftime("%Y-%m-%d"),
         "commit": commit(),
         "config_file": args.config_file,
         "device": describe_device(device),
