@@ -62,9 +62,9 @@ class Place:
         )
 
 
-def worker_name(pid: int) -> str:
-    """Unlike that of any other process that takes part."""
-    return f"{socket.gethostname()}-{pid}"
+def worker_name(rank: int, pid: int) -> str:
+    """Unlike that of any other process that takes part, also where machines have the same name."""
+    return f"{socket.gethostname()}-{rank}-{pid}"
 
 
 def work(job: Job, place: Place, died: int | None = None) -> bool:
@@ -77,11 +77,11 @@ def work(job: Job, place: Place, died: int | None = None) -> bool:
 
     Raises what loading the models raises, and ``RuntimeError`` where the store is gone.
     """
-    name, store = worker_name(os.getpid()), place.connect()
+    name, store = worker_name(place.rank, os.getpid()), place.connect()
     settings = {"attempts": job.run.attempts, "lease": job.run.lease_seconds}
     queue = SampleQueue(store, name, len(job.tasks), plan_digest(job), failure_writer(job, name), **settings)
     if died is not None:
-        queue.lost(worker_name(died))
+        queue.lost(worker_name(place.rank, died))
     period = min(LONGEST_BEAT, job.run.lease_seconds / 5)
     parent = os.getppid()
     progress = Progress(len(job.tasks)) if place.rank == 0 else None
