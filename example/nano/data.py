@@ -1,19 +1,21 @@
-"""Captioned clips drawn by a program: what the bundled small model is trained on.
+"""Captioned scenes: what the bundled small model is trained on.
 
-A `Scene` says everything a clip shows; `caption` puts it into plain English and `render` draws it. All three are
-pure functions of a seed. The world is a torus: what leaves the picture at one side enters it at the other, so that
-motions never end, any frame may be the first one, and a video of any length is well defined.
+A `Scene` says everything a clip shows; `caption` puts it into plain English and `drawing.render` draws it. All are
+pure functions of a seed. The world is a torus: what leaves the picture at one side enters it at the other, and every
+motion repeats after 96 frames, so that motions never end and a video of any length is well defined. Frame 0 shows the
+object near the middle, at the beginning of its motion: with the place known, what a first chunk looks like depends on
+every word of the caption from the first denoising step on, or a short training would not learn the words.
 
 Units: positions and radii in pixels of a 64 x 64 picture, times in frames at 24 fps.
 
-To extend: a new motion is one entry of `MOTIONS` with its branch in `trajectory`, a new shape one branch of
-`_signed_distance`, a new background one entry of `BACKGROUNDS`; `words` collects the vocabulary from the tables by
-itself.
+To extend: a new motion is one entry of `_MOTION_WORDS` with its branch in `drawing.trajectory` and its share in
+`KINDS`, a new background one entry of `BACKGROUNDS` and its words; `words` collects the vocabulary from the tables.
 """
 
 from __future__ import annotations
 
 import itertools
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -21,8 +23,10 @@ import numpy as np
 
 WORLD = 64  # side of the picture that positions refer to
 FPS = 24
+PERIOD = 96  # frames after which every scene repeats
 
-COLOURS: dict[str, tuple[int, int, int]] = {
+Colour = tuple[int, int, int]
+COLOURS: dict[str, Colour] = {
     "red": (222, 38, 38),
     "green": (36, 165, 62),
     "blue": (38, 78, 224),
@@ -30,18 +34,37 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "purple": (148, 48, 188),
     "orange": (250, 130, 24),
 }
-# Colour of the top and of the bottom row.
-BACKGROUNDS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
-    "white": ((242, 242, 242), (242, 242, 242)),
-    "grey": ((128, 128, 128), (128, 128, 128)),
-    "black": ((16, 16, 16), (16, 16, 16)),
-    "sky": ((110, 178, 246), (226, 240, 255)),
-    "sunset": ((52, 24, 96), (238, 142, 112)),
+# How two colours share the picture: from the top row to the bottom row, in squares, in upright stripes.
+BACKGROUNDS: dict[str, tuple[str, Colour, Colour]] = {
+    "white": ("graded", (242, 242, 242), (242, 242, 242)),
+    "grey": ("graded", (128, 128, 128), (128, 128, 128)),
+    "black": ("graded", (16, 16, 16), (16, 16, 16)),
+    "sky": ("graded", (110, 178, 246), (226, 240, 255)),
+    "sunset": ("graded", (52, 24, 96), (238, 142, 112)),
+    "checks": ("squares", (214, 214, 206), (170, 170, 162)),
+    "stripes": ("stripes", (196, 214, 214), (146, 170, 176)),
 }
+TEXTURED = ("checks", "stripes")
 SHAPES = ("circle", "square", "triangle")
-SIZES: dict[str, float] = {"small": 8.0, "big": 14.0}  # radius of the circle; the other shapes have about its area
-MOTIONS = ("right", "left", "up", "down", "bounce", "pulse", "still")
+SIZES: dict[str, float] = {"small": 9.5, "big": 14.5}  # radius of the circle; the other shapes have about its area
 SPEEDS: dict[str, float] = {"slow": 96.0, "quick": 48.0}  # frames until a motion repeats
+SLIDES = ("right", "left", "up", "down")
+MOTIONS = (*SLIDES, "bounce", "pulse", "still", "spin", "roll right", "roll left", "collide")
+
+# What kinds of scenes there are, and how often each is drawn. `hide` passes behind a wall; in `pan` the camera moves;
+# `pair` shows two objects, the first named above the other.
+KINDS: dict[str, float] = {
+    "slide": 0.36,
+    "bounce": 0.10,
+    "pulse": 0.08,
+    "still": 0.06,
+    "spin": 0.08,
+    "roll": 0.10,
+    "hide": 0.06,
+    "pan": 0.04,
+    "pair": 0.08,
+    "collide": 0.04,
+}
 
 _SHAPE_WORDS = {
     "circle": ("circle", "ball", "disc"),
@@ -54,12 +77,18 @@ _MOTION_WORDS = {
     **{
         way: (f"moves {way}", f"slides {way}", f"drifts {way}", f"goes {way}")
         + ((f"moves to the {way}", f"slides to the {way}") if way in ("left", "right") else ())
-        for way in ("right", "left", "up", "down")
+        for way in SLIDES
     },
-    "bounce": ("bounces", "bounces up and down", "bounces on the ground"),
+    "bounce": ("bounces", "bounces up and down", "falls and bounces", "bounces on the ground"),
     "pulse": ("grows and shrinks", "pulses", "changes its size"),
     "still": ("stays still", "does not move", "rests", "stands still"),
+    "spin": ("spins", "rotates", "turns round"),
+    "roll right": ("rolls right", "rolls to the right"),
+    "roll left": ("rolls left", "rolls to the left"),
+    "collide": ("bounce off each other", "collide", "hit each other"),
 }
+_WALL_WORDS = ("behind a wall", "and passes behind a wall")
+_CAMERA_WORDS = ("the camera pans {way}", "the camera moves {way}", "the view pans to the {way}")
 _BACKGROUND_WORDS = {
     **{
         tone: (f"on a {tone} background", f"in front of a {tone} wall", f"against {tone}")
@@ -67,6 +96,8 @@ _BACKGROUND_WORDS = {
     },
     "sky": ("in the sky", "in a bright sky", "in front of the sky"),
     "sunset": ("at sunset", "in front of a sunset", "in the evening sun"),
+    "checks": ("on a checked background", "in front of a checked wall", "against checks"),
+    "stripes": ("on a striped background", "in front of a striped wall", "against stripes"),
 }
 _OPENINGS = ("", "", "a video of ", "here ", "we see ")
 
@@ -86,19 +117,22 @@ class Body:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that a clip shows; later bodies hide earlier ones."""
+    """All that a clip shows; later bodies hide earlier ones, the wall hides all. `pan`: where the camera moves."""
 
     background: str
     bodies: tuple[Body, ...]
+    wall: bool = False
+    pan: str | None = None
 
-
-@dataclass(frozen=True)
-class Clip:
-    """A scene, one of the captions that describe it, and its frames (T, H, W, 3) uint8."""
-
-    scene: Scene
-    caption: str
-    frames: np.ndarray
+    @property
+    def kind(self) -> str:
+        """Its entry of KINDS."""
+        if len(self.bodies) > 1:
+            return "collide" if self.bodies[0].motion == "collide" else "pair"
+        if self.wall or self.pan:
+            return "hide" if self.wall else "pan"
+        motion = self.bodies[0].motion
+        return "slide" if motion in SLIDES else motion.split()[0]
 
 
 def is_held_out(background: str, body: Body) -> bool:
@@ -107,64 +141,114 @@ def is_held_out(background: str, body: Body) -> bool:
     return (number + 5 * list(BACKGROUNDS).index(background)) % 8 == 0
 
 
+def is_held_out_caption(text: str) -> bool:
+    """Whether this very sentence is kept out of training (one in ten)."""
+    return zlib.crc32(text.encode()) % 10 == 0
+
+
 def _pick(rng: np.random.Generator, options: tuple[str, ...] | list[str]) -> str:
     return options[int(rng.integers(len(options)))]
 
 
-def _sample_body(rng: np.random.Generator) -> Body:
-    motion = _pick(rng, MOTIONS)
-    # Only the coordinate that the motion sweeps is spread over the whole picture: the rest stays near the middle, so
-    # that an object is never cut by the border for a whole clip.
-    centre = [WORLD / 2 + float(rng.uniform(-10, 10)), WORLD / 2 + float(rng.uniform(-10, 10))]
-    if motion in ("left", "right"):
-        centre[0] = float(rng.uniform(0, WORLD))
-    if motion in ("up", "down"):
-        centre[1] = float(rng.uniform(0, WORLD))
-    return Body(
-        shape=_pick(rng, SHAPES),
-        colour=_pick(rng, list(COLOURS)),
-        size=_pick(rng, list(SIZES)),
-        motion=motion,
-        speed=_pick(rng, list(SPEEDS)),
-        centre=(centre[0], centre[1]),
-        phase=float(rng.uniform()),
-    )
+def _sample_body(rng: np.random.Generator, motion: str, **fixed: object) -> Body:
+    """A body near the middle; `fixed` are fields that are not drawn."""
+    shapes = {"spin": ("square", "triangle"), "roll": ("circle",), "collide": ("circle",)}
+    drawn: dict[str, object] = {
+        "shape": _pick(rng, shapes.get(motion.split()[0], SHAPES)),
+        "colour": _pick(rng, list(COLOURS)),
+        "size": _pick(rng, list(SIZES)),
+        "motion": motion,
+        "speed": _pick(rng, list(SPEEDS)),
+        "centre": (WORLD / 2 + float(rng.uniform(-8, 8)), WORLD / 2 + float(rng.uniform(-8, 8))),
+        "phase": float(rng.uniform(-0.08, 0.08)),
+    }
+    return Body(**(drawn | fixed))  # type: ignore[arg-type]
 
 
-def sample_scene(rng: np.random.Generator, held_out: bool | None = False, two_object_share: float = 0.0) -> Scene:
-    """Draw a scene. `held_out`: False gives only combinations for training, True only the others, None any."""
+def _sample_bodies(rng: np.random.Generator, kind: str) -> tuple[Body, ...]:
+    if kind in ("pair", "collide"):
+        first, second = (str(colour) for colour in rng.permutation(list(COLOURS))[:2])
+        if kind == "collide":
+            speed, height = _pick(rng, list(SPEEDS)), WORLD / 2 + float(rng.uniform(-14, 14))
+            both = {"size": "small", "speed": speed, "phase": float(rng.uniform(-0.08, 0.08))}
+            places = zip((first, second), (16.0, 48.0), strict=True)
+            return tuple(_sample_body(rng, "collide", colour=c, centre=(x, height), **both) for c, x in places)
+        ways = ("right", "left", "still", "pulse")
+        places = zip((first, second), (17.0, 47.0), strict=True)
+        return tuple(
+            _sample_body(rng, _pick(rng, ways), colour=c, size="small", centre=(32 + float(rng.uniform(-8, 8)), y))
+            for c, y in places
+        )
+    if kind == "hide":
+        way = _pick(rng, ("right", "left"))
+        place = (10.0 if way == "right" else WORLD - 10.0) + float(rng.uniform(-3, 3))
+        return (_sample_body(rng, way, size="small", centre=(place, 32 + float(rng.uniform(-8, 8)))),)
+    motion = {"slide": _pick(rng, SLIDES), "roll": _pick(rng, ("roll right", "roll left")), "pan": "still"}
+    return (_sample_body(rng, motion.get(kind, kind)),)
+
+
+def sample_scene(rng: np.random.Generator, held_out: bool | None = False, kind: str | None = None) -> Scene:
+    """Draw a scene, of one kind if given. `held_out`: False gives only combinations for training, True only the
+    others, None any.
+    """
     while True:
-        background = _pick(rng, list(BACKGROUNDS))
-        bodies = tuple(_sample_body(rng) for _ in range(2 if rng.uniform() < two_object_share else 1))
+        chosen = kind or str(rng.choice(list(KINDS), p=list(KINDS.values())))
+        background = _pick(rng, TEXTURED if chosen == "pan" else list(BACKGROUNDS))
+        bodies = _sample_bodies(rng, chosen)
         if held_out is None or any(is_held_out(background, body) for body in bodies) == held_out:
-            return Scene(background, bodies)
+            pan = _pick(rng, ("left", "right")) if chosen == "pan" else None
+            return Scene(background, bodies, wall=chosen == "hide", pan=pan)
 
 
-def _describe(body: Body, rng: np.random.Generator, omit: float) -> tuple[str, str]:
-    """Noun phrase and verb phrase of one body."""
+def _noun(body: Body, rng: np.random.Generator, omit: float) -> str:
     noun = f"{body.colour} {_pick(rng, _SHAPE_WORDS[body.shape])}"
     if rng.uniform() >= omit:
         noun = f"{_pick(rng, _SIZE_WORDS[body.size])} {noun}"
-    noun = f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def _verb(body: Body, rng: np.random.Generator, omit: float) -> str:
     verb = _pick(rng, _MOTION_WORDS[body.motion])
     if body.motion == "still" or rng.uniform() < omit:
-        return noun, verb
+        return verb
     adverb = _pick(rng, _SPEED_WORDS[body.speed])
-    return noun, (f"{adverb} {verb}" if adverb != "fast" and rng.uniform() < 0.3 else f"{verb} {adverb}")
+    return f"{adverb} {verb}" if adverb != "fast" and rng.uniform() < 0.3 else f"{verb} {adverb}"
 
 
 def caption(scene: Scene, rng: np.random.Generator, omit: float = 0.0) -> str:
-    """One of many captions that say all of `scene` but where its bodies start.
+    """One of many captions that say all of `scene` but exactly where its bodies start.
 
     `omit` is the probability with which size and speed are left open, each: captions to train with, so that a prompt
     need not name them.
     """
     place = _pick(rng, _BACKGROUND_WORDS[scene.background])
-    parts = [_describe(body, rng, omit) for body in scene.bodies]
     opening = _pick(rng, _OPENINGS)
     joiner = " that " if opening.startswith(("a video", "we see")) else " "
-    action = " and ".join(noun + joiner + verb for noun, verb in parts)
-    return f"{place} {opening}{action}" if rng.uniform() < 0.25 else f"{opening}{action} {place}"
+    if scene.kind == "collide":
+        nouns = " and ".join(_noun(body, rng, omit) for body in scene.bodies)
+        action = f"{nouns}{joiner}{_verb(scene.bodies[0], rng, omit)}"
+    else:
+        action = " and ".join(_noun(body, rng, omit) + joiner + _verb(body, rng, omit) for body in scene.bodies)
+    if scene.wall:
+        action = f"{action} {_pick(rng, _WALL_WORDS)}"
+    sentence = f"{place} {opening}{action}" if rng.uniform() < 0.25 else f"{opening}{action} {place}"
+    if scene.pan is None:
+        return sentence
+    return f"{sentence} {_pick(rng, ('while', 'and'))} {_pick(rng, _CAMERA_WORDS).format(way=scene.pan)}"
+
+
+def training_caption(scene: Scene, rng: np.random.Generator, omit: float = 0.15) -> str:
+    """A caption that is not held out."""
+    while is_held_out_caption(text := caption(scene, rng, omit)):
+        pass
+    return text
+
+
+def held_out_caption(scene: Scene, rng: np.random.Generator) -> str:
+    """A caption that training never saw."""
+    while not is_held_out_caption(text := caption(scene, rng)):
+        pass
+    return text
 
 
 def words() -> list[str]:
@@ -173,82 +257,6 @@ def words() -> list[str]:
         itertools.chain.from_iterable(table.values())
         for table in (_SHAPE_WORDS, _SIZE_WORDS, _SPEED_WORDS, _MOTION_WORDS, _BACKGROUND_WORDS)
     ]
-    phrases = itertools.chain(COLOURS, *tables, _OPENINGS, ("a", "and", "that", "the", "an"))
+    camera = (phrase.format(way=way) for phrase in _CAMERA_WORDS for way in ("left", "right"))
+    phrases = itertools.chain(COLOURS, *tables, _WALL_WORDS, camera, _OPENINGS, ("a an and that the while",))
     return sorted({word for phrase in phrases for word in phrase.split()})
-
-
-def trajectory(body: Body, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Centre x, centre y (not wrapped) and radius, in pixels, at the given frame numbers (T,)."""
-    radius = np.full(frames.shape, SIZES[body.size])
-    x, y = np.full(frames.shape, body.centre[0]), np.full(frames.shape, body.centre[1])
-    turns = frames / SPEEDS[body.speed]
-    if body.motion in ("right", "left"):
-        x = x + (WORLD if body.motion == "right" else -WORLD) * turns
-    elif body.motion in ("down", "up"):
-        y = y + (WORLD if body.motion == "down" else -WORLD) * turns
-    elif body.motion == "bounce":
-        ground = WORLD - 2 - radius
-        height = np.minimum(34.0, ground - radius)
-        y = ground - height * (1 - (2 * ((2 * turns + body.phase) % 1) - 1) ** 2)
-    elif body.motion == "pulse":
-        radius = radius * (1 + 0.4 * np.sin(2 * np.pi * (turns + body.phase)))
-    return x, y, radius
-
-
-def _signed_distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """Distance in pixels to the outline, negative inside; dy grows downwards."""
-    if shape == "circle":
-        return np.sqrt(dx * dx + dy * dy) - radius
-    if shape == "square":
-        return np.maximum(np.abs(dx), np.abs(dy)) - 0.89 * radius
-    # An equilateral triangle of inner radius 0.7 r, its centre of mass in the middle, pointing up.
-    return np.maximum(dy, 0.8660254 * np.abs(dx) - 0.5 * dy) - 0.7 * radius
-
-
-def coverage(body: Body, frames: np.ndarray, size: int = WORLD) -> np.ndarray:
-    """Share of every pixel that the body covers, (T, size, size) float32 in 0..1: anti-aliased, wrapped round the
-    borders.
-    """
-    return stamp(body.shape, *trajectory(body, frames), size)
-
-
-def stamp(shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray, size: int = WORLD) -> np.ndarray:
-    """Coverage of a shape at given centres and radii, in pixels of the world: (T, size, size) float32."""
-    scale = np.float32(size / WORLD)
-    x, y, radius = (np.asarray(value, np.float32)[:, None, None] * scale for value in (x, y, radius))
-    grid = np.arange(size, dtype=np.float32) + np.float32(0.5)
-    dx = (grid[None, None, :] - x + size / 2) % size - size / 2
-    dy = (grid[None, :, None] - y + size / 2) % size - size / 2
-    return np.clip(np.float32(0.5) - _signed_distance(shape, dx, dy, radius), 0, 1).astype(np.float32)
-
-
-def draw_background(name: str, size: int = WORLD) -> np.ndarray:
-    """The empty background, (size, size, 3) float32 in 0..255."""
-    top, bottom = (np.array(tone, np.float32) for tone in BACKGROUNDS[name])
-    share = ((np.arange(size, dtype=np.float32) + 0.5) / size)[:, None, None]
-    return np.broadcast_to(top + (bottom - top) * share, (size, size, 3)).astype(np.float32)
-
-
-def render(scene: Scene, num_frames: int, size: int = WORLD, first_frame: int = 0) -> np.ndarray:
-    """Draw frames `first_frame ..` of a scene: (num_frames, size, size, 3) uint8 RGB."""
-    if num_frames < 1 or size < 8:
-        raise ValueError(
-            f"cannot draw {num_frames} frames of {size} x {size}: at least 1 frame and 8 pixels are needed"
-        )
-    numbers = np.arange(first_frame, first_frame + num_frames, dtype=np.float64)
-    picture = np.broadcast_to(draw_background(scene.background, size), (num_frames, size, size, 3)).copy()
-    for body in scene.bodies:
-        cover = coverage(body, numbers, size)[..., None]
-        picture += cover * (np.array(COLOURS[body.colour], np.float32) - picture)
-    return np.rint(picture).astype(np.uint8)
-
-
-def make_clip(
-    seed: int, num_frames: int, size: int = WORLD, held_out: bool | None = False, two_object_share: float = 0.0
-) -> Clip:
-    """The clip of a seed. The same arguments give the same clip on every machine; frames start at frame 0 of the
-    scene.
-    """
-    rng = np.random.default_rng([2026, seed])
-    scene = sample_scene(rng, held_out, two_object_share)
-    return Clip(scene, caption(scene, rng), render(scene, num_frames, size))

@@ -1,8 +1,9 @@
 """The clips of the transformer's training, encoded once: `work/latents.pt`.
 
-Every motion of `data` repeats after 96 frames, so one period of a clip, 4 chunks, stands for a video of any length
-and start: latent frame `i` is latent `i % 24`. Latents are those of the product: encoded in time tiles of 12 frames,
-times the scale factor.
+Every scene of `data` repeats after 96 frames, so one period of it, 4 chunks, stands for a video of any length: latent
+frame `i` is latent `i % 24`. Of most scenes only the first chunk is kept: there the caption alone decides what comes,
+which takes the most examples to learn. Latents are those of the product: encoded in time tiles of 12 frames, times
+the scale factor.
 """
 
 from __future__ import annotations
@@ -15,20 +16,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import reduce
 from tqdm import tqdm
 
-from example.nano.data import BACKGROUNDS, WORLD, Scene, draw_background, render, sample_scene, trajectory
+from example.nano.data import PERIOD as PERIOD_FRAMES
+from example.nano.data import Scene, sample_scene
+from example.nano.drawing import WALL, coverage, render
 from example.nano.train_vae import CHECKPOINT, DDCONFIG, TILE, to_model
 from example.nano.training import WORK, load_checkpoint, save_checkpoint
 from inference.model.vae import ViTVAE
 
 LATENTS = WORK / "latents.pt"
-PERIOD_FRAMES = 96
+CHUNK_FRAMES = 24
 TILE_LATENTS = TILE // 4
 PERIOD = PERIOD_FRAMES // 4
-# A latent counts as foreground where it is this far (root mean square over channels, in units of the latents' own
-# deviation) from the latent of the empty background.
-_FOREGROUND = 0.35
+# Frames that are also encoded as given images: the first, and some with the object elsewhere.
+IMAGE_FRAMES = (0, 24, 48, 72)
+# A latent is foreground where objects cover this share of its 4 x 8 x 8 pixels.
+_FOREGROUND = 0.02
 
 
 @cache
@@ -43,47 +48,39 @@ def scene_of(seed: int, held_out: bool) -> Scene:
     return sample_scene(np.random.default_rng([7, int(held_out), seed]), held_out)
 
 
-def opening_tile(scene: Scene) -> int:
-    """The tile that a video of this scene opens with: where its first object is closest to the middle.
-
-    With the place known, what a first chunk looks like on average depends on every word of the caption from the first
-    denoising step on. Were objects to start anywhere, direction and shape would show only once the place is decided,
-    and a short training does not learn them.
-    """
-    x, y, radius = trajectory(scene.bodies[0], np.arange(0, PERIOD_FRAMES, TILE))
-    away = [centre % WORLD - WORLD / 2 for centre in (x, y)]
-    return int(np.argmin(np.hypot(*away) - radius))
-
-
 @torch.no_grad()
-def encode_scene(vae: ViTVAE, scene: Scene) -> tuple[torch.Tensor, torch.Tensor]:
-    """One period of a scene, (24, 16, 8, 8), and the first frame of each of its tiles as an image, (8, 16, 8, 8);
-    unscaled.
+def encode_scene(vae: ViTVAE, scene: Scene, num_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first frames of a scene, (num_frames / 4, 16, 8, 8), and those of IMAGE_FRAMES among them as images,
+    (images, 16, 8, 8); unscaled.
     """
-    frames = torch.from_numpy(render(scene, PERIOD_FRAMES)).reshape(-1, TILE, 64, 64, 3)
-    tiles = vae.encode(to_model(frames)).mode().permute(0, 2, 1, 3, 4).flatten(0, 1)
-    images = vae.encode(to_model(frames[:, :1])).mode()[:, :, 0]
-    return tiles, images
+    frames = torch.from_numpy(render(scene, num_frames))
+    tiles = vae.encode(to_model(frames.reshape(-1, TILE, 64, 64, 3))).mode().permute(0, 2, 1, 3, 4).flatten(0, 1)
+    chosen = frames[[number for number in IMAGE_FRAMES if number < num_frames]]
+    return tiles, vae.encode(to_model(chosen[:, None])).mode()[:, :, 0]
 
 
-def _encode_seed(job: tuple[int, bool]) -> tuple[np.ndarray, np.ndarray]:
+def foreground_of(scene: Scene, num_frames: int) -> np.ndarray:
+    """Which latents show an object, (num_frames / 4, 8, 8) bool."""
+    frames = np.arange(num_frames, dtype=np.float64)
+    seen = np.max([coverage(scene, body, frames) for body in scene.bodies], axis=0)
+    if scene.wall:
+        seen[:, :, slice(*WALL)] = 0
+    return reduce(seen, "(t dt) (h dh) (w dw) -> t h w", "mean", dt=4, dh=8, dw=8) > _FOREGROUND
+
+
+def _encode_seed(job: tuple[int, bool, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For worker processes, one thread each: small networks gain little from more."""
     torch.set_num_threads(1)
-    tiles, images = encode_scene(load_vae(), scene_of(*job))
-    return tiles.numpy(), images.numpy()
-
-
-@torch.no_grad()
-def encode_background(vae: ViTVAE, name: str) -> torch.Tensor:
-    """The empty background, (3, 16, 8, 8): the latents of a tile."""
-    frame = torch.from_numpy(np.rint(draw_background(name)).astype(np.uint8))
-    return vae.encode(to_model(frame.expand(1, TILE, -1, -1, -1))).mode()[0].transpose(0, 1)
+    seed, held_out, num_frames = job
+    scene = scene_of(seed, held_out)
+    tiles, images = encode_scene(load_vae(), scene, num_frames)
+    return tiles.half().numpy(), images.half().numpy(), foreground_of(scene, num_frames)
 
 
 @dataclass(frozen=True)
 class LatentClips:
-    """Encoded scenes. `latents` (clips, 24, 16, 8, 8), `images` (clips, 8, 16, 8, 8), `foreground` (clips, 24, 8, 8)
-    bool.
+    """Encoded scenes. `latents` (clips, L, 16, 8, 8) with L 24, a whole period, or 6, its first chunk; `images`
+    (clips, images, 16, 8, 8); `foreground` (clips, L, 8, 8) bool. Latents are not yet scaled.
     """
 
     scenes: tuple[Scene, ...]
@@ -92,51 +89,52 @@ class LatentClips:
     foreground: torch.Tensor
     scale_factor: float
 
-    def window(self, clip: int, start_tile: int, latent_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents (latent_frames, 16, 8, 8) float32 from a tile on, wrapped round the period, and their foreground
-        mask.
+    def window(self, clip: int, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scaled latents (count, 16, 8, 8) float32 from a latent frame on, wrapped round the period, and their
+        foreground mask.
         """
-        index = (start_tile * TILE_LATENTS + torch.arange(latent_frames)) % PERIOD
-        return self.latents[clip, index].float(), self.foreground[clip, index]
+        length = self.latents.shape[1]
+        if length < PERIOD and start + count > length:
+            raise ValueError(f"latents {start} .. {start + count} asked of clips of which {length} are kept")
+        index = (start + torch.arange(count)) % length
+        return self.latents[clip, index].float() * self.scale_factor, self.foreground[clip, index]
+
+    def image(self, clip: int, number: int) -> torch.Tensor:
+        """A frame of IMAGE_FRAMES encoded as an image, scaled, (16, 8, 8) float32."""
+        return self.images[clip, number].float() * self.scale_factor
 
 
-def build(path: Path, count: int, held_out_count: int) -> None:
-    """Encode the training scenes and, after them, the held-out ones."""
-    jobs = [(seed, False) for seed in range(count)] + [(seed, True) for seed in range(held_out_count)]
-    scenes = [scene_of(*job) for job in jobs]
+_PARTS = ("periods", "openings", "held_out")
+
+
+def build(path: Path, periods: int, openings: int, held_out: int) -> None:
+    """Encode whole periods of the first training scenes, first chunks of those that follow, and held-out periods."""
+    jobs = {
+        "periods": [(seed, False, PERIOD_FRAMES) for seed in range(periods)],
+        "openings": [(periods + seed, False, CHUNK_FRAMES) for seed in range(openings)],
+        "held_out": [(seed, True, PERIOD_FRAMES) for seed in range(held_out)],
+    }
+    state: dict = {}
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        encoded = list(
-            tqdm(pool.map(_encode_seed, jobs, chunksize=8), total=len(jobs), desc="encoding", mininterval=10)
-        )
-    latents = torch.from_numpy(np.stack([tiles for tiles, _ in encoded]))
-    images = torch.from_numpy(np.stack([pictures for _, pictures in encoded]))
-    scale = 1 / float(latents[:count].std())
-    empty = torch.stack([encode_background(load_vae(), name) for name in BACKGROUNDS]) * scale
-    latents, images = latents * scale, images * scale
-    names = list(BACKGROUNDS)
-    foreground = torch.stack(
-        [
-            (clip - empty[names.index(scene.background)].repeat(PERIOD // TILE_LATENTS, 1, 1, 1))
-            .square()
-            .mean(1)
-            .sqrt()
-            > _FOREGROUND
-            for clip, scene in zip(latents, scenes, strict=True)
-        ]
-    )
-    state = {"latents": latents.half(), "images": images.half(), "foreground": foreground}
-    save_checkpoint(path, state | {"scale_factor": scale, "count": count, "held_out_count": held_out_count})
+        for part in _PARTS:
+            encoded = list(
+                tqdm(pool.map(_encode_seed, jobs[part], chunksize=8), total=len(jobs[part]), desc=part, mininterval=10)
+            )
+            latents, images, foreground = (torch.from_numpy(np.stack(column)) for column in zip(*encoded, strict=True))
+            seeds = [(seed, held) for seed, held, _ in jobs[part]]
+            state[part] = {"seeds": seeds, "latents": latents, "images": images, "foreground": foreground}
+    scale = 1 / float(state["periods"]["latents"].float().std())
+    save_checkpoint(path, state | {"scale_factor": scale})
 
 
-def load(path: Path = LATENTS) -> tuple[LatentClips, LatentClips]:
-    """Training clips and held-out clips."""
+def load(path: Path = LATENTS) -> dict[str, LatentClips]:
+    """`periods` and `openings` to train with, `held_out` to watch."""
     state = load_checkpoint(path)
-    count, held_out_count = state["count"], state["held_out_count"]
-
-    def part(rows: slice, number: int, held_out: bool) -> LatentClips:
-        scenes = tuple(scene_of(seed, held_out) for seed in range(number))
-        return LatentClips(
-            scenes, state["latents"][rows], state["images"][rows], state["foreground"][rows], state["scale_factor"]
+    return {
+        part: LatentClips(
+            scenes=tuple(scene_of(*seed) for seed in state[part]["seeds"]),
+            scale_factor=state["scale_factor"],
+            **{name: state[part][name] for name in ("latents", "images", "foreground")},
         )
-
-    return part(slice(0, count), count, False), part(slice(count, None), held_out_count, True)
+        for part in _PARTS
+    }

@@ -10,7 +10,8 @@ import av
 import numpy as np
 from PIL import Image
 
-from example.nano.data import FPS, Body, Scene, render
+from example.nano.data import FPS, Body, Scene
+from example.nano.drawing import render
 
 ASSETS = Path(__file__).parents[1] / "assets"
 IMAGE_SIZE = 256

@@ -1,4 +1,4 @@
-"""Does a video show what its scene says? Measured on the frames of one-object scenes."""
+"""Does a video show what its scene says? Measured on the frames alone."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from example.nano.data import BACKGROUNDS, COLOURS, SHAPES, WORLD, Scene, draw_background, stamp
+from example.nano.data import COLOURS, SHAPES, WORLD, Body, Scene
+from example.nano.tracking import Backdrop, Track, find_backdrop, fit_shape, object_masks, split_by_colour
 
-_DIFFERENT = 60.0  # distance in RGB from the background at which a pixel belongs to an object
-_STEP = 4  # frames between two measurements
+_STEP = 4  # frames between two that are looked at
+_MOVING = 0.3  # pixels a frame: slow slides do 0.67
+_CHUNK = 24
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Which attributes are right."""
+    """Which attributes are right; of several objects, all of them."""
 
     background: bool
     colour: bool
@@ -30,102 +32,163 @@ class Finding:
         return ", ".join(parts) + f" of {len(findings)}"
 
 
-def nearest_background(video: np.ndarray) -> str:
-    """By the median picture over time and columns, which a moving object leaves alone."""
-    profile = np.median(video.astype(np.float32), axis=(0, 2))
-    return min(BACKGROUNDS, key=lambda name: float(np.abs(draw_background(name)[:, 0] - profile).mean()))
+def _shape_of(track: Track, turned: bool) -> str | None:
+    """The shape most often fitted in frames where the object is whole."""
+    whole = track.whole()
+    votes = [fit_shape(track.masks[number], turned=turned)[0] for number in whole[:: max(1, len(whole) // 8)]]
+    return max(SHAPES, key=votes.count) if votes else None
 
 
-def object_masks(video: np.ndarray, background: str) -> np.ndarray:
-    """(T, H, W) bool: pixels unlike the background."""
-    return np.linalg.norm(video.astype(np.float32) - draw_background(background), axis=-1) > _DIFFERENT
+def _turning(track: Track, shape: str) -> bool:
+    """Whether it stands turned in half of the frames or more."""
+    # Neighbouring frames: a stride could meet the same angle again and again.
+    angles = [fit_shape(track.masks[number], (shape,))[1] for number in track.whole()[:12]]
+    return bool(np.mean([angle != 0 for angle in angles]) > 0.5)
 
 
-def nearest_colour(video: np.ndarray, masks: np.ndarray) -> str | None:
-    if masks.sum() < 20 * len(masks):
-        return None
-    mean = np.median(video[masks].astype(np.float32), axis=0)
-    return min(COLOURS, key=lambda name: float(np.linalg.norm(np.array(COLOURS[name]) - mean)))
+def _marked(video: np.ndarray, track: Track, colour: str) -> bool:
+    """Whether the middle of the object is darker than its colour, as the cross of a rolling ball is."""
+    votes = []
+    for number in track.whole():
+        x, y = track.centres[number]
+        rows, columns = ((int(place) + np.arange(-2, 3)) % WORLD for place in (y, x))
+        middle = video[number][np.ix_(rows, columns)].astype(np.float32).mean()
+        votes.append(middle < 0.75 * np.mean(COLOURS[colour]))
+    return bool(votes) and float(np.mean(votes)) > 0.5
 
 
-def circular_centre(mask: np.ndarray) -> tuple[float, float] | None:
-    """Centre (x, y) of a mask on the torus, in pixels."""
-    if mask.sum() < 12:
-        return None
-    grid = np.exp(2j * np.pi * (np.arange(WORLD) + 0.5) / WORLD)
-    x, y = (np.angle((mask.sum(axis) * grid).sum()) * WORLD / (2 * np.pi) % WORLD for axis in (0, 1))
-    return float(x), float(y)
-
-
-def best_shape(mask: np.ndarray, centre: tuple[float, float]) -> str:
-    """The shape whose outline of the same area covers the mask best."""
-
-    def overlap(shape: str) -> float:
-        best = 0.0
-        areas = {"circle": np.pi, "square": 4 * 0.89**2, "triangle": 3 * np.sqrt(3) * 0.7**2}
-        radius = np.sqrt(mask.sum() / areas[shape])
-        for dy in np.linspace(-3, 3, 7):
-            drawn = _draw(shape, (centre[0], centre[1] + dy), radius)
-            best = max(best, (mask & drawn).sum() / (mask | drawn).sum())
-        return best
-
-    return max(SHAPES, key=overlap)
-
-
-def _draw(shape: str, centre: tuple[float, float], radius: float) -> np.ndarray:
-    x, y, r = (np.array([value]) for value in (*centre, radius))
-    return stamp(shape, x, y, r)[0] > 0.5
-
-
-def movement(centres: np.ndarray, areas: np.ndarray) -> str:
-    """The kind of motion of a path (T, 2), in pixels every `_STEP` frames, on the torus."""
-    steps = (np.diff(centres, axis=0) + WORLD / 2) % WORLD - WORLD / 2
-    mean, spread = steps.mean(0) / _STEP, steps.std(0) / _STEP
-    if abs(mean[0]) > 0.3 or abs(mean[1]) > 0.3:
+def movement(track: Track, shape: str) -> str:
+    """The kind of motion of one object, rolling told from sliding by its marks elsewhere."""
+    steps = track.steps() / _STEP
+    if len(steps) < 3:
+        return "unseen"
+    mean, spread = np.median(steps, 0), steps.std(0)
+    if abs(mean[0]) > _MOVING or abs(mean[1]) > _MOVING:
+        if spread[1] > 0.75 and abs(mean[0]) < _MOVING:
+            return "bounce"
         if abs(mean[0]) > abs(mean[1]):
             return "right" if mean[0] > 0 else "left"
         return "down" if mean[1] > 0 else "up"
     if spread[1] > 0.45:
         return "bounce"
-    return "pulse" if areas.std() / areas.mean() > 0.18 else "still"
+    areas = track.areas[track.seen]
+    if areas.std() / areas.mean() > 0.18:
+        return "pulse"
+    return "spin" if shape != "circle" and _turning(track, shape) else "still"
 
 
-def measure(video: np.ndarray, scene: Scene) -> Finding:
-    """Compare a video (T, 64, 64, 3) uint8 with the one-object scene its caption describes."""
-    body = scene.bodies[0]
-    frames = video[::_STEP]
-    background = nearest_background(frames)
-    masks = object_masks(frames, scene.background)
-    found = [(circular_centre(mask), mask) for mask in masks]
-    seen = [(centre, mask) for centre, mask in found if centre is not None]
-    if len(seen) < 0.7 * len(found):
-        return Finding(background == scene.background, False, False, False)
-    votes = [best_shape(mask, centre) for centre, mask in seen[::3]]
-    centres = np.array([centre for centre, _ in seen])
-    areas = np.array([mask.sum() for _, mask in seen], np.float64)
-    return Finding(
-        background=background == scene.background,
-        colour=nearest_colour(frames, masks) == body.colour,
-        shape=max(SHAPES, key=votes.count) == body.shape,
-        motion=movement(centres, areas) == body.motion,
+def _camera(backdrop: Backdrop, period: int = 16) -> str | None:
+    """Where the camera moves: against the movement of the background."""
+    steps = (np.diff(backdrop.shifts) + period / 2) % period - period / 2
+    mean = float(np.mean(steps)) / _STEP
+    return None if abs(mean) < _MOVING else "left" if mean > 0 else "right"
+
+
+def _collide(first: Track, second: Track) -> bool:
+    """Whether two objects come close and turn round, both, and neither goes on through the other."""
+    apart = np.abs((first.centres[:, 0] - second.centres[:, 0] + WORLD / 2) % WORLD - WORLD / 2)
+    if np.isfinite(apart).mean() < 0.7:
+        return False
+    swings = [np.nanmax(steps := track.steps()[:, 0]) > 0.6 and np.nanmin(steps) < -0.6 for track in (first, second)]
+    return bool(all(swings) and np.nanmin(apart) < 26 and np.nanmin(apart) > 12)
+
+
+def _moves_right(video: np.ndarray, scene: Scene, backdrop: Backdrop, tracks: list[Track]) -> bool:
+    """Whether every object moves as its caption says, and so does the camera."""
+    if scene.kind == "collide":
+        return _collide(*tracks)
+    if scene.pan is not None:
+        # The object rests in the world: it moves with the background, against the camera.
+        return (
+            _camera(backdrop) == scene.pan
+            and movement(tracks[0], "circle") == {"left": "right", "right": "left"}[scene.pan]
+        )
+    return _camera(backdrop) is None and all(
+        _body_moves_right(video, body, track) for body, track in zip(scene.bodies, tracks, strict=True)
     )
 
 
-def position_error(video: np.ndarray, truth: np.ndarray, scene: Scene) -> float:
-    """Mean distance between the object's centres in two videos, on the torus, in picture widths.
+def _body_moves_right(video: np.ndarray, body: Body, track: Track) -> bool:
+    motion = movement(track, body.shape)
+    if motion in ("left", "right") and _marked(video, track, body.colour):
+        motion = f"roll {motion}"
+    return motion == body.motion
 
-    A frame without an object counts as half a width, as far away as the torus allows along an axis.
+
+def tracks_of(video: np.ndarray, scene: Scene, backdrop: Backdrop) -> list[Track]:
+    """One track per body: of a single one whatever is in the picture, of several the pixels of each one's colour."""
+    masks = object_masks(video, backdrop)
+    if len(scene.bodies) == 1:
+        return [Track.of(masks)]
+    coloured = split_by_colour(video, masks)
+    return [Track.of(coloured[body.colour]) for body in scene.bodies]
+
+
+def _colours_right(video: np.ndarray, scene: Scene, backdrop: Backdrop) -> bool:
+    """Whether the objects' colours, and no other, fill the masks."""
+    masks = object_masks(video, backdrop)
+    if masks.sum() < 12 * len(masks):
+        return False
+    if len(scene.bodies) == 1:
+        middle = np.median(video[masks].astype(np.float32), axis=0)
+        distances = {name: float(np.linalg.norm(middle - colour)) for name, colour in COLOURS.items()}
+        return min(distances, key=distances.__getitem__) == scene.bodies[0].colour
+    shares = {name: mask.sum() / masks.sum() for name, mask in split_by_colour(video, masks).items()}
+    wanted = [body.colour for body in scene.bodies]
+    return all(shares[name] > 0.2 for name in wanted) and sum(shares[name] for name in wanted) > 0.7
+
+
+def measure(video: np.ndarray, scene: Scene) -> Finding:
+    """Compare a video (T, 64, 64, 3) uint8 with the scene that its caption describes."""
+    frames = video[::_STEP]
+    backdrop = find_backdrop(frames)
+    background = backdrop.name == scene.background and backdrop.wall == scene.wall
+    tracks = tracks_of(frames, scene, backdrop)
+    if any(track.seen.mean() < (0.4 if scene.wall else 0.7) for track in tracks):
+        return Finding(background, False, False, False)
+    turned = any(body.motion == "spin" for body in scene.bodies)
+    shapes = [_shape_of(track, turned) for track in tracks]
+    return Finding(
+        background=background,
+        colour=_colours_right(frames, scene, backdrop),
+        shape=shapes == [body.shape for body in scene.bodies],
+        motion=_moves_right(frames, scene, backdrop, tracks),
+    )
+
+
+def is_stable(video: np.ndarray, scene: Scene) -> bool:
+    """Whether the last chunk of a long video shows objects of the first chunk's colour and size on its background.
+
+    Of a motion that repeats every 2 or 4 chunks, sizes are compared at their largest.
     """
+    parts = [video[:_CHUNK:_STEP], video[-_CHUNK::_STEP]]
+    backdrops = [find_backdrop(part) for part in parts]
+    if backdrops[0].name != backdrops[1].name or backdrops[0].wall != backdrops[1].wall:
+        return False
+    span = 2 * _CHUNK if scene.kind in ("hide", "pulse") else _CHUNK
+    parts = [video[:span:_STEP], video[-span::_STEP]]
+    colours, sizes = [], []
+    for part in parts:
+        backdrop = find_backdrop(part)
+        masks = object_masks(part, backdrop)
+        if masks.sum() < 12 * len(masks):
+            return False
+        colours.append(np.median(part[masks].astype(np.float32), axis=0))
+        sizes.append(float(np.percentile(masks.sum((1, 2)), 90)))
+    drift = float(np.linalg.norm(colours[0] - colours[1]))
+    return drift < 45 and 0.7 < sizes[1] / sizes[0] < 1.43
+
+
+def position_error(video: np.ndarray, truth: np.ndarray, scene: Scene) -> float:
+    """Mean distance between the objects' centres in two videos, on the torus, in picture widths.
+
+    An object that is missing counts as half a width, as far away as the torus allows along an axis; frames in which
+    the true one is hidden count not at all.
+    """
+    both = [tracks_of(frames, scene, find_backdrop(frames)) for frames in (video, truth)]
     distances = []
-    for mask, true_mask in zip(
-        object_masks(video, scene.background), object_masks(truth, scene.background), strict=True
-    ):
-        found, true = circular_centre(mask), circular_centre(true_mask)
-        if true is None:
-            continue
-        if found is None:
-            distances.append(WORLD / 2)
-            continue
-        apart = (np.array(found) - true + WORLD / 2) % WORLD - WORLD / 2
-        distances.append(float(np.hypot(*apart)))
+    for found, true in zip(*both, strict=True):
+        for number in np.flatnonzero(true.seen):
+            apart = (found.centres[number] - true.centres[number] + WORLD / 2) % WORLD - WORLD / 2
+            distances.append(float(np.hypot(*apart)) if np.isfinite(apart).all() else WORLD / 2)
     return float(np.mean(distances)) / WORLD

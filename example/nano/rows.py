@@ -16,19 +16,22 @@ from einops import rearrange
 from torch import Tensor
 
 from example.nano.data import Scene
-from example.nano.latents import PERIOD, TILE_LATENTS, LatentClips, opening_tile
+from example.nano.latents import IMAGE_FRAMES, PERIOD, LatentClips
 
 CHUNK_WIDTH = 6
 WINDOW = 4
 CLEAN_T = 0.9999
 CLEAN = -1
+ANY_DEPTH = -2
 STEP_COUNTS = (8, 16, 32, 64)
 _STEP_SHARES = (0.15, 0.2, 0.3, 0.35)
+# Of chunks at any depth: what a video shows is decided at depths 1 and 2, the outlines of shapes at depth 3.
+_DEPTH_SHARES = (0.08, 0.28, 0.34, 0.30)
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One chunk of a row: pipeline depth 0..3 or CLEAN, chunk number within the row, first slot that it sees."""
+    """One chunk of a row: pipeline depth 0..3, CLEAN or ANY_DEPTH; number within the row; first slot that it sees."""
 
     depth: int
     chunk: int
@@ -37,13 +40,25 @@ class Slot:
 
 @dataclass(frozen=True)
 class Layout:
-    """Slots of a row. `from_start`: chunk 0 of the row is the first of the video. `share`: how often it is drawn."""
+    """Slots of a row, and how many `rows` make a batch. `from_start`: chunk 0 of the row is the first of the video.
+    `single_frame`: of every chunk only one latent frame is shown, at its true place.
+    """
 
-    name: str
-    share: float
     rows: int
     from_start: bool
     slots: tuple[Slot, ...]
+    single_frame: bool = False
+
+    @property
+    def alone(self) -> bool:
+        """Whether a row is the first chunk of a video and nothing else."""
+        return self.from_start and len(self.slots) == 1
+
+    @property
+    def entered(self) -> int | None:
+        """The chunk that a prefix may reach into: the first noisy one behind it, at an early stage."""
+        first = next(slot for slot in self.slots if slot.depth != CLEAN)
+        return first.chunk if first.chunk > 0 and first.depth in (1, 2) else None
 
 
 def _consecutive(depths: tuple[int, ...], full_history: bool = False) -> tuple[Slot, ...]:
@@ -53,19 +68,40 @@ def _consecutive(depths: tuple[int, ...], full_history: bool = False) -> tuple[S
     return tuple(Slot(d, i, i if d == CLEAN and not full_history else 0) for i, d in enumerate(depths))
 
 
-LAYOUTS = (
-    Layout("running", 0.22, 8, False, _consecutive((CLEAN, 3, 2, 1, 0))),
-    Layout("start", 0.16, 10, True, _consecutive((3, 2, 1, 0))),
-    # The third and the second stage of a video: here its first chunk decides, by the caption alone, what there is to
-    # see and how it moves. All later chunks can read that from the earlier ones.
-    Layout("third_stage", 0.28, 13, True, _consecutive((2, 1, 0))),
-    Layout("second_stage", 0.18, 20, True, _consecutive((1, 0))),
-    Layout("first_stage", 0.02, 40, True, _consecutive((0,))),
+LAYOUTS = {
+    "running": Layout(8, False, _consecutive((CLEAN, 3, 2, 1, 0))),
+    "start": Layout(10, True, _consecutive((3, 2, 1, 0))),
+    "third_stage": Layout(13, True, _consecutive((2, 1, 0))),
+    "second_stage": Layout(20, True, _consecutive((1, 0))),
+    # The first chunk of a video, at any stage: by the caption alone it decides what there is to see and how it moves;
+    # all later chunks can read that from the earlier ones.
+    "first_chunk": Layout(40, True, _consecutive((ANY_DEPTH,))),
+    "first_picture": Layout(160, True, _consecutive((ANY_DEPTH,)), single_frame=True),
     # The nearly-clean copy sees itself only, wherever in the video it is.
-    Layout("nearly_clean_copy", 0.03, 40, False, _consecutive((3,))),
-    Layout("after_prefix", 0.04, 8, False, _consecutive((CLEAN, CLEAN, CLEAN, 1, 0))),
-    Layout("after_short_prefix", 0.04, 10, False, _consecutive((CLEAN, 2, 1, 0))),
-    Layout("full_history", 0.04, 6, False, _consecutive((CLEAN, CLEAN, CLEAN, 3, 2, 1, 0), full_history=True)),
+    "nearly_clean_copy": Layout(40, False, _consecutive((3,))),
+    "after_prefix": Layout(8, False, _consecutive((CLEAN, CLEAN, CLEAN, 1, 0))),
+    "after_short_prefix": Layout(10, False, _consecutive((CLEAN, 2, 1, 0))),
+    "full_history": Layout(6, False, _consecutive((CLEAN, CLEAN, CLEAN, 3, 2, 1, 0), full_history=True)),
+}
+# How often each layout is drawn until the given share of the training is done. Looks are learned first and fastest
+# from single pictures, then motion from single chunks, then how chunks follow one another.
+_PHASES: tuple[tuple[float, dict[str, float]], ...] = (
+    (0.10, {"first_picture": 0.8, "first_chunk": 0.2}),
+    (0.40, {"first_chunk": 0.64, "first_picture": 0.1, "running": 0.14, "start": 0.06, "third_stage": 0.06}),
+    (
+        1.0,
+        {
+            "first_chunk": 0.48,
+            "running": 0.18,
+            "start": 0.08,
+            "third_stage": 0.07,
+            "second_stage": 0.05,
+            "nearly_clean_copy": 0.03,
+            "after_prefix": 0.04,
+            "after_short_prefix": 0.04,
+            "full_history": 0.03,
+        },
+    ),
 )
 
 
@@ -79,8 +115,9 @@ def noise_level(u: Tensor) -> Tensor:
 class Batch:
     """Entries (E = rows x slots, row by row) of one forward, and what the loss needs.
 
-    `x`, `velocity` (E, 16, 6, H, W); `t` (E,); `foreground`, `given` (E, 1, 6, H, W) bool; `depth` (E,) with -1 for
-    clean; `null` and `remaining`: per entry whether it reads the null caption, and how many chunks come after it.
+    `x`, `velocity` (E, 16, T, H, W), T 6 or 1; `t` (E,); `foreground`, `given` (E, 1, T, H, W) bool; `depth` (E,) with
+    -1 for clean; `opens` (E,) bool: the first chunk of a video; `null` and `remaining`: per entry whether it
+    reads the null caption, and how many chunks come after it.
     """
 
     layout: Layout
@@ -91,16 +128,16 @@ class Batch:
     foreground: Tensor
     given: Tensor
     depth: Tensor
-    decides: Tensor
+    opens: Tensor
     null: list[bool]
     remaining: list[int]
     first_frames: list[int]
     num_steps: int
 
 
-def draw_layout(rng: np.random.Generator) -> Layout:
-    shares = np.array([layout.share for layout in LAYOUTS])
-    return LAYOUTS[int(rng.choice(len(LAYOUTS), p=shares / shares.sum()))]
+def draw_layout(rng: np.random.Generator, progress: float) -> Layout:
+    shares = next(shares for until, shares in _PHASES if progress < until or until == 1.0)
+    return LAYOUTS[str(rng.choice(list(shares), p=np.array(list(shares.values())) / sum(shares.values())))]
 
 
 def _clean_slot(x1: Tensor, x0: Tensor, rng: np.random.Generator) -> tuple[Tensor, float, bool]:
@@ -117,12 +154,14 @@ def _clean_slot(x1: Tensor, x0: Tensor, rng: np.random.Generator) -> tuple[Tenso
 
 @dataclass(frozen=True)
 class _Row:
-    """The clip behind one row. `image`: its first latent is given as an image; `given`: two latents of chunk 1 are."""
+    """The clip behind one row. `image`: its first latent, given as an image; `entered`: the chunk of which a prefix
+    gives the first two latents.
+    """
 
     latents: Tensor
     foreground: Tensor
     image: Tensor | None
-    given: bool
+    entered: int | None
     share: float  # how far the stage is, the same for the whole window
     first_chunk: int
     chunks_after: int
@@ -131,43 +170,51 @@ class _Row:
 def _draw_row(
     clips: LatentClips, clip: int, layout: Layout, share: float, rng: np.random.Generator, chunk_count: int
 ) -> _Row:
-    tile = int(rng.integers(PERIOD // TILE_LATENTS))
-    image = layout.from_start and rng.uniform() < 0.2  # a given image may show its object anywhere
-    if layout.from_start and not image:
-        tile = opening_tile(clips.scenes[clip])
-    latents, foreground = clips.window(clip, tile, chunk_count * CHUNK_WIDTH)
+    number = int(rng.integers(clips.images.shape[1]))
+    image = layout.from_start and not layout.single_frame and rng.uniform() < 0.2
+    # A given image may show its object anywhere; a video from text begins where the scene does.
+    start = IMAGE_FRAMES[number] // 4 if image else 0 if layout.from_start else int(rng.integers(PERIOD // 3)) * 3
+    latents, foreground = clips.window(clip, start, chunk_count * CHUNK_WIDTH)
     return _Row(
         latents=latents,
         foreground=foreground,
-        image=clips.images[clip, tile].float() if image else None,
-        given=layout.name == "after_short_prefix" and rng.uniform() < 0.5,
+        image=clips.image(clip, number) if image else None,
+        entered=layout.entered if rng.uniform() < 0.4 else None,
         share=share,
         first_chunk=0 if layout.from_start else int(rng.integers(0, 9)),
         chunks_after=int(rng.integers(0, 9)),
     )
 
 
-def _draw_entry(row: _Row, slot: Slot, rng: np.random.Generator) -> dict[str, Tensor | bool]:
-    """The tensors of one slot, named as in `Batch`."""
+def _draw_entry(row: _Row, slot: Slot, frames: slice, rng: np.random.Generator) -> dict[str, Tensor | bool]:
+    """The tensors of one slot, named as in `Batch`; of its chunk the given latent frames."""
     span = slice(slot.chunk * CHUNK_WIDTH, (slot.chunk + 1) * CHUNK_WIDTH)
-    x1 = row.latents[span].transpose(0, 1)
+    x1 = row.latents[span].transpose(0, 1)[:, frames]
     x0 = torch.randn_like(x1)
-    if slot.depth == CLEAN:
+    depth = int(rng.choice(WINDOW, p=_DEPTH_SHARES)) if slot.depth == ANY_DEPTH else slot.depth
+    if depth == CLEAN:
         x, t, null = _clean_slot(x1, x0, rng)
     else:
-        t, null = float(noise_level(torch.tensor((slot.depth + row.share) / WINDOW))), False
+        t, null = float(noise_level(torch.tensor((depth + row.share) / WINDOW))), False
         x = t * x1 + (1 - t) * x0
     given = torch.zeros(1, *x1.shape[1:], dtype=torch.bool)
     if row.image is not None and slot.chunk == 0:
         given[:, :1] = True
         x[:, 0] = row.image
-    if row.given and slot.chunk == 1:
+    if row.entered == slot.chunk:
         given[:, :2] = True
         x[:, :2] = x1[:, :2]
     # What is given stays as it is.
     velocity = torch.where(given, torch.zeros(()), x1 - x0)
-    foreground = row.foreground[span][None]
-    return {"x": x, "velocity": velocity, "t": torch.tensor(t), "foreground": foreground, "given": given, "null": null}
+    return {
+        "x": x,
+        "velocity": velocity,
+        "t": torch.tensor(t),
+        "foreground": row.foreground[span][None, frames],
+        "given": given,
+        "depth": torch.tensor(depth),
+        "null": null,
+    }
 
 
 def make_batch(clips: LatentClips, layout: Layout, rng: np.random.Generator, rows: int | None = None) -> Batch:
@@ -181,20 +228,28 @@ def make_batch(clips: LatentClips, layout: Layout, rng: np.random.Generator, row
         _draw_row(clips, clip, layout, (number + float(rng.uniform())) / count, rng, chunk_count)
         for number, clip in enumerate(chosen)
     ]
-    entries = [_draw_entry(row, slot, rng) for row in drawn for slot in slots]
-    deciding = [layout.from_start and slot.chunk == 0 and slot.depth in (1, 2) for slot in slots]
+    pictures = [int(rng.integers(CHUNK_WIDTH)) if layout.single_frame else 0 for _ in drawn]
+    width = 1 if layout.single_frame else CHUNK_WIDTH
+    entries = [
+        _draw_entry(row, slot, slice(first, first + width), rng)
+        for row, first in zip(drawn, pictures, strict=True)
+        for slot in slots
+    ]
     return Batch(
         layout=layout,
         scenes=[clips.scenes[clip] for clip in chosen],
         **{
             name: torch.stack([entry[name] for entry in entries])
-            for name in ("x", "velocity", "t", "foreground", "given")
+            for name in ("x", "velocity", "t", "foreground", "given", "depth")
         },
-        depth=torch.tensor([slot.depth for slot in slots]).repeat(count),
-        decides=torch.tensor(deciding).repeat(count),
+        opens=torch.tensor([layout.from_start and slot.chunk == 0 for slot in slots]).repeat(count),
         null=[bool(entry["null"]) for entry in entries],
         remaining=[row.chunks_after + chunk_count - 1 - slot.chunk for row in drawn for slot in slots],
-        first_frames=[(row.first_chunk + slot.chunk) * CHUNK_WIDTH for row in drawn for slot in slots],
+        first_frames=[
+            (row.first_chunk + slot.chunk) * CHUNK_WIDTH + first
+            for row, first in zip(drawn, pictures, strict=True)
+            for slot in slots
+        ],
         num_steps=int(rng.choice(STEP_COUNTS, p=_STEP_SHARES)),
     )
 

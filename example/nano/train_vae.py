@@ -1,4 +1,4 @@
-"""Train the small video autoencoder: `python -m example.nano.train_vae --minutes 10`.
+"""Train the small video autoencoder: `python -m example.nano.train_vae --steps 1000`.
 
 Writes the checkpoint `work/vae.pt`, the curves `work/vae.png` and a sheet of reconstructions `work/vae_sheet.png`.
 Run again with `--resume` to go on. The loss is squared error + 0.1 x absolute error + a small divergence of the
@@ -8,6 +8,7 @@ posterior from the unit normal.
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,13 +16,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from example.nano.data import make_clip
+from example.nano.data import PERIOD, sample_scene
+from example.nano.drawing import render
 from example.nano.training import (
     WORK,
     Average,
     Budget,
     Log,
     Optimizers,
+    Team,
     learning_rate_factor,
     load_checkpoint,
     restart_tuned,
@@ -54,16 +57,19 @@ _HELD_OUT_SEEDS = range(1_000_000, 1_000_064)
 
 
 def tiles(seeds: range) -> torch.Tensor:
-    """One time tile per seed, (N, 3, 12, 64, 64) float32 in [-1, 1]."""
-    clips = np.stack([make_clip(seed, TILE, held_out=None, two_object_share=0.2).frames for seed in seeds])
-    return to_model(torch.from_numpy(clips))
+    """One time tile per seed, from anywhere in the period of a scene; (N, 3, 12, 64, 64) float32 in [-1, 1]."""
+    clips = []
+    for seed in seeds:
+        rng = np.random.default_rng([2026, seed])
+        clips.append(render(sample_scene(rng, held_out=None), TILE, first_frame=int(rng.integers(PERIOD))))
+    return to_model(torch.from_numpy(np.stack(clips)))
 
 
-def training_tiles(step: int, batch: int) -> torch.Tensor:
-    """The batch of a step. Every fourth is shorter, as the rest of a video is: two latents, one, or one of a still
-    picture.
+def training_tiles(step: int, batch: int, team: Team) -> torch.Tensor:
+    """A worker's share of the batch of a step. Every fourth is shorter, as the rest of a video is: two latents, one, or
+    one of a still picture.
     """
-    video = tiles(range(step * batch, (step + 1) * batch))
+    video = tiles(range(step * batch + team.rank, (step + 1) * batch, team.size))
     if step % 4:
         return video
     kind = step // 4 % 3
@@ -111,7 +117,8 @@ def evaluate(weights: dict[str, torch.Tensor], video: torch.Tensor, sheet: Path 
     }
 
 
-def train(budget: Budget, batch: int, lr: float, kl_weight: float, resume: bool) -> None:
+def train(team: Team, budget: Budget, batch: int, lr: float, kl_weight: float, resume: bool) -> None:
+    """One worker's training; all hold the same weights, the first one measures and saves."""
     torch.manual_seed(0)
     vae = ViTVAE(DDCONFIG)
     optimizers = Optimizers(
@@ -126,18 +133,23 @@ def train(budget: Budget, batch: int, lr: float, kl_weight: float, resume: bool)
         optimizers.load_state_dict(state["optimizers"])
         average.weights = state["average"]
         step, seconds = state["step"], state["seconds"]
-    log.truncate(step if resume else -1)
-    held_out = tiles(_HELD_OUT_SEEDS)
+    if team.rank == 0:
+        log.truncate(step if resume else -1)
+        held_out = tiles(_HELD_OUT_SEEDS)
     losses: list[float] = []
-    while (progress := budget.progress(step, seconds)) < 1:
+    while (progress := team.agree(budget.progress(step, seconds))) < 1:
         started = time.monotonic()
-        loss = loss_of(vae, training_tiles(step, batch), kl_weight)
+        torch.manual_seed(step * team.size + team.rank)
+        loss = loss_of(vae, training_tiles(step, batch, team), kl_weight)
         loss.backward()
+        team.average_gradients(optimizers.parameters)
         optimizers.step(learning_rate_factor(step, progress, warmup_steps=50, decay_from=0.6))
         average.update(vae, step)
         losses.append(loss.item())
         step += 1
         seconds += time.monotonic() - started
+        if team.rank != 0:
+            continue
         if step % 50 == 0:
             row = {"step": step, "minutes": seconds / 60, "loss": float(np.mean(losses[-50:]))}
             log.add(row | evaluate(average.weights, held_out, WORK / "vae_sheet.png"))
@@ -146,24 +158,33 @@ def train(budget: Budget, batch: int, lr: float, kl_weight: float, resume: bool)
         if step % 100 == 0 or budget.progress(step, seconds) >= 1:
             state = {"model": vae.state_dict(), "average": average.weights, "optimizers": optimizers.state_dict()}
             save_checkpoint(CHECKPOINT, state | {"step": step, "seconds": seconds})
-    print(evaluate(average.weights, held_out, WORK / "vae_sheet.png"), flush=True)
+    if team.rank == 0:
+        print(evaluate(average.weights, held_out, WORK / "vae_sheet.png"), flush=True)
+
+
+def work(rank: int, args: argparse.Namespace, meeting_point: Path) -> None:
+    """Entry point of a worker process."""
+    team = Team.join(rank, args.workers, meeting_point)
+    minutes = args.minutes if args.minutes or args.steps else 15.0
+    train(team, Budget(args.steps, minutes), args.batch, args.lr, args.kl_weight, args.resume)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--minutes", type=float, default=None, help="wall-clock budget (default: 10 unless --steps is given)"
+        "--minutes", type=float, default=None, help="wall-clock budget (default: 15 unless --steps is given)"
     )
     parser.add_argument("--steps", type=int, default=None, help="budget in steps instead")
     parser.add_argument("--batch", type=int, default=24, help="tiles per step (default 24)")
     parser.add_argument("--lr", type=float, default=2e-3, help="learning rate (default 2e-3)")
-    parser.add_argument("--kl_weight", type=float, default=2e-4, help="weight of the divergence (default 2e-4)")
+    parser.add_argument("--kl_weight", type=float, default=1e-4, help="weight of the divergence (default 1e-4)")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes, one core each (default 2)")
     parser.add_argument("--resume", action="store_true", help="go on from work/vae.pt")
     args = parser.parse_args()
     restart_tuned("example.nano.train_vae")
-    minutes = args.minutes if args.minutes or args.steps else 10.0
     WORK.mkdir(exist_ok=True)
-    train(Budget(args.steps, minutes), args.batch, args.lr, args.kl_weight, args.resume)
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(work, (args, Path(folder) / "meeting"), nprocs=args.workers)
 
 
 if __name__ == "__main__":
