@@ -40,6 +40,7 @@ from harness.sample_config import PhysicsIqRun, add_settings, as_yaml, given_set
 from harness.sample_job import Job, make_job
 from harness.sample_report import summary, write_failures
 from harness.sample_verify import Finding, check_sample, of_kind, unlisted_videos, verify
+from harness.sidecar import replacing
 
 logger = logging.getLogger("sample")
 
@@ -118,9 +119,8 @@ def prepare(job: Job, remake: bool) -> None:
     job.failures.unlink(missing_ok=True)
     shutil.rmtree(job.private / "errors", ignore_errors=True)
     settings = job.run.model_copy(update={"output": str(job.output), "model_name": job.model_name})
-    part = job.output / f".~sampling.{os.getpid()}.part"
-    part.write_text(as_yaml(settings), encoding="utf-8")
-    os.replace(part, config_path(job))
+    with replacing(config_path(job)) as part:
+        part.write_text(as_yaml(settings), encoding="utf-8")
     logger.info("%s: %d samples, %d of them to make", job.output, len(job.tasks), len(findings))
 
 
