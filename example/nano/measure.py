@@ -150,9 +150,9 @@ def measure(video: np.ndarray, scene: Scene) -> Finding:
     shapes = [_shape_of(track, turned) for track in tracks]
     return Finding(
         background=background,
-        colour=_colours_right(frames, scene, backdrop),
+        colour=bool(_colours_right(frames, scene, backdrop)),
         shape=shapes == [body.shape for body in scene.bodies],
-        motion=_moves_right(frames, scene, backdrop, tracks),
+        motion=bool(_moves_right(frames, scene, backdrop, tracks)),
     )
 
 
@@ -176,7 +176,7 @@ def is_stable(video: np.ndarray, scene: Scene) -> bool:
         colours.append(np.median(part[masks].astype(np.float32), axis=0))
         sizes.append(float(np.percentile(masks.sum((1, 2)), 90)))
     drift = float(np.linalg.norm(colours[0] - colours[1]))
-    return drift < 45 and 0.7 < sizes[1] / sizes[0] < 1.43
+    return bool(drift < 45 and 0.7 < sizes[1] / sizes[0] < 1.43)
 
 
 def position_error(video: np.ndarray, truth: np.ndarray, scene: Scene) -> float:
