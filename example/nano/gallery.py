@@ -38,6 +38,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.count < 1 or args.count % args.columns:
         parser.error(f"--count {args.count} is no multiple of --columns {args.columns}")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     settings = Settings("t2v", "captions", 96, 64)
     pipeline = load_pipeline(WEIGHTS, magi_config().runtime.scale_factor, settings.frames, settings.steps)
