@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from example.nano.data import COLOURS, SHAPES, WORLD, Body, Scene
+from example.nano.data import COLOURS, PERIOD, SHAPES, WORLD, Body, Scene
 from example.nano.tracking import Backdrop, Track, find_backdrop, fit_shape, object_masks, split_by_colour
 
 _STEP = 4  # frames between two that are looked at
@@ -157,26 +157,30 @@ def measure(video: np.ndarray, scene: Scene) -> Finding:
 
 
 def is_stable(video: np.ndarray, scene: Scene) -> bool:
-    """Whether the last chunk of a long video shows objects of the first chunk's colour and size on its background.
+    """Whether the end of a long video shows every object in the colour and size of its beginning, on its background.
 
-    Of a motion that repeats every 2 or 4 chunks, sizes are compared at their largest.
+    A chunk is compared with a chunk; where sizes change by themselves or objects hide, a whole period with a period,
+    so that there only videos longer than that say anything.
     """
-    parts = [video[:_CHUNK:_STEP], video[-_CHUNK::_STEP]]
+    changing = scene.wall or any(body.motion == "pulse" for body in scene.bodies)
+    span = min(len(video), PERIOD if changing else _CHUNK)
+    parts = [video[:span:_STEP], video[len(video) - span :: _STEP]]
     backdrops = [find_backdrop(part) for part in parts]
     if backdrops[0].name != backdrops[1].name or backdrops[0].wall != backdrops[1].wall:
         return False
-    span = 2 * _CHUNK if scene.kind in ("hide", "pulse") else _CHUNK
-    parts = [video[:span:_STEP], video[-span::_STEP]]
-    colours, sizes = [], []
-    for part in parts:
-        backdrop = find_backdrop(part)
-        masks = object_masks(part, backdrop)
-        if masks.sum() < 12 * len(masks):
-            return False
-        colours.append(np.median(part[masks].astype(np.float32), axis=0))
-        sizes.append(float(np.percentile(masks.sum((1, 2)), 90)))
-    drift = float(np.linalg.norm(colours[0] - colours[1]))
-    return bool(drift < 45 and 0.7 < sizes[1] / sizes[0] < 1.43)
+    both = [tracks_of(part, scene, backdrop) for part, backdrop in zip(parts, backdrops, strict=True)]
+    return all(_same_object(parts, pair) for pair in zip(*both, strict=True))
+
+
+def _same_object(parts: list[np.ndarray], tracks: tuple[Track, Track]) -> bool:
+    """Whether an object has about the same colour and size in two parts of a video."""
+    if not all(track.seen.any() for track in tracks):
+        return False
+    colours = [
+        np.median(part[track.masks].astype(np.float32), axis=0) for part, track in zip(parts, tracks, strict=True)
+    ]
+    sizes = [float(np.percentile(track.areas, 90)) for track in tracks]
+    return bool(np.linalg.norm(colours[0] - colours[1]) < 45 and 0.7 < sizes[1] / sizes[0] < 1.43)
 
 
 def position_error(video: np.ndarray, truth: np.ndarray, scene: Scene) -> float:
