@@ -1,6 +1,7 @@
 """A Physics-IQ benchmark of small squares that move, in the official folder layout."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import torch
@@ -56,7 +57,11 @@ def build_benchmark(root: Path) -> None:
         csv.writer(file).writerows([["scenario", "description", "category", "generated_video_name"], *rows])
 
 
-def build_generated(folder: Path, take: int) -> None:
-    """Videos of a model that films the real ``take``."""
+def submit_take(data: Path, folder: Path, take: int) -> None:
+    """The real ``take`` of the benchmark in ``data`` as if a model had made it: the very files, since a second encoding
+    of the same frames need not give the same pictures.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     for name, (scenario, view) in generated_names().items():
-        write(folder / name, real_take(scenario, view, take))
+        (real,) = data.rglob(f"*_testing-videos_{FPS}FPS_{view}_take-{take}_{scenario}.mp4")
+        shutil.copy(real, folder / name)

@@ -19,7 +19,7 @@ from metrics.physics_iq_files import (
     read_take,
     score_view,
 )
-from tests.physics_iq_folder import FPS, FRAMES, SIZE, build_benchmark, build_generated, generated_names, square, write
+from tests.physics_iq_folder import FPS, FRAMES, SIZE, build_benchmark, generated_names, square, submit_take, write
 
 NAMES = list(generated_names())
 
@@ -33,10 +33,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def filmed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def filmed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Take 2 as if a model had made it. Not to be changed."""
     folder = tmp_path_factory.mktemp("filmed")
-    build_generated(folder, take=2)
+    submit_take(data, folder, take=2)
     return folder
 
 
@@ -58,7 +58,7 @@ def test_the_views_of_the_table(data: Path) -> None:
 
 
 def test_take_1_as_generated(data: Path, tmp_path: Path) -> None:
-    build_generated(tmp_path, take=1)
+    submit_take(data, tmp_path, take=1)
     results = score_all(data, tmp_path)
     for result in results:
         assert result.first == Comparison((0.0,) * FRAMES, (1.0,) * FRAMES, 1.0, 1.0)

@@ -14,7 +14,7 @@ import yaml
 from harness.sample_config import read_run
 from harness.sample_job import make_job
 from harness.sample_maker import SampleMaker
-from tests.physics_iq_folder import FPS, build_benchmark, build_generated, generated_names, square, write
+from tests.physics_iq_folder import FPS, build_benchmark, generated_names, square, submit_take, write
 from tests.scripts.conftest import ROOT, load_script
 
 NAMES = list(generated_names())
@@ -31,7 +31,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``data``, and in ``runs`` a take 2 and a still video as models. Not to be changed."""
     root = tmp_path_factory.mktemp("physics")
     build_benchmark(root / "data")
-    build_generated(root / "runs" / "filmed", take=2)
+    submit_take(root / "data", root / "runs" / "filmed", take=2)
     for name in NAMES:
         write(root / "runs" / "still" / name, square(speed=0, row=20))
     return root
