@@ -30,6 +30,8 @@ Positive = Annotated[float, Field(gt=0)]
 # Strict everywhere else; JSON and Python callers both write sequences as lists, which a strict tuple would refuse.
 Floats = Annotated[tuple[float, ...], Field(strict=False)]
 Counts = Annotated[tuple[Count, ...], Field(strict=False)]
+# "auto" is decided from the device and the memory found on it (docs/memory.md, "Automatic choices").
+Switch = Literal["auto", True, False]
 
 
 class _Section(BaseModel):
@@ -152,6 +154,7 @@ class RuntimeConfig(_Section):
     neg_prompt: bool = False
     distill_prev_chunks_scale: float = 0.7
     prefix_selection: Literal["last", "first"] = "last"
+    text_cache: str | None = None
 
     @property
     def steps_per_stage(self) -> int:
@@ -213,7 +216,10 @@ class EngineConfig(_Section):
     enable_cuda_graph: bool
 
     # Ours, absent from the published files.
-    attention_backend: Literal["auto", "sdpa", "eager"] = "auto"
+    attention_backend: Literal["auto", "sdpa", "eager", "varlen", "flash2", "flash3"] = "auto"
+    offload_t5: Switch = "auto"
+    offload_vae: Switch = "auto"
+    overlap_decode: Switch = "auto"
 
 
 class MagiConfig(_Section):
