@@ -4,18 +4,70 @@ Two calls: ``attend`` (one sequence of queries against one contiguous range of k
 against its own caption tokens). Both take any head grouping, keep the scale ``1/sqrt(d)``, use no mask inside a
 range, accumulate in float32 and return the dtype of the queries (docs/transformer.md, "Attention block").
 
-Shape letters: E entries (chunks of one forward), N tokens of a chunk, M keys, H query heads, G key/value groups, D
-head width.
+Which back end can be used where is found out at run time, by its package, the device, and a small attention that it
+has to get right (docs/backends.md, "Attention").
+
+Shape letters: E entries (chunks of one forward), N tokens of a chunk, M keys, T caption tokens of all entries, H query
+heads, G key/value groups, D head width.
 """
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+logger = logging.getLogger(__name__)
+
+HALF = (torch.float16, torch.bfloat16)
+# bfloat16 rounds to 2^-8; a kernel that mixes up heads, scales or ranges is off by as much as its values are large.
+PROBE_TOLERANCE = 0.05
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to attend.
+
+    ``dense``: ``q`` (B, N, H, D), ``k`` and ``v`` (B, M, G, D) to (B, N, H, D).
+    ``packed``: ``q`` (E, N, H, D), ``k`` and ``v`` (T, G, D), tokens of each entry (all above 0) to (E, N, H, D).
+    """
+
+    dense: Callable[[Tensor, Tensor, Tensor], Tensor]
+    packed: Callable[[Tensor, Tensor, Tensor, tuple[int, ...]], Tensor]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a back end asks of the machine besides its package; ``below`` bounds the compute capability from above."""
+
+    package: str
+    capability: tuple[int, int]
+    below: tuple[int, int] = (99, 0)
+    widest_head: int = 256
+
+    def unmet(
+        self, device: torch.device, dtype: torch.dtype, head_width: int, capability: tuple[int, int] | None
+    ) -> list[str]:
+        """Why it cannot be used; ``capability`` is that of the device, None for one that is not CUDA."""
+        problems = []
+        if device.type != "cuda":
+            problems.append(f"it runs on CUDA devices, not on {device.type}")
+        elif capability is not None and not self.capability <= capability < self.below:
+            most = "" if self.below[0] > 90 else f" and below {self.below[0]}.{self.below[1]}"
+            problems.append(
+                f"it needs compute capability {self.capability[0]}.{self.capability[1]}{most}, the device has "
+                f"{capability[0]}.{capability[1]}"
+            )
+        if dtype not in HALF:
+            problems.append(f"it computes in float16 and bfloat16, not in {str(dtype).removeprefix('torch.')}")
+        if head_width % 8 or head_width > self.widest_head:
+            problems.append(f"it takes head widths in steps of 8 up to {self.widest_head}, not {head_width}")
+        return problems
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -33,71 +85,224 @@ def eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor
     return torch.matmul(logits.softmax(dim=-1), v.float()).to(q.dtype)
 
 
-KERNELS: dict[str, Kernel] = {"sdpa": sdpa, "eager": eager}
+def masked_backend(kernel: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]) -> Backend:
+    """A back end out of a kernel like ``sdpa`` that takes a mask: packed tokens are padded to the longest entry."""
+
+    def dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        # The query heads of a group become more queries of that group, so no key is copied.
+        folded = rearrange(q, "b n (g r) d -> b g (r n) d", g=k.shape[2])
+        k, v = (rearrange(x, "b m g d -> b g m d") for x in (k, v))
+        return rearrange(kernel(folded, k, v, mask), "b g (r n) d -> b n (g r) d", n=q.shape[1])
+
+    def packed(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        if min(lengths) == max(lengths):
+            return dense(q, *(rearrange(x, "(e m) g d -> e m g d", e=len(lengths)) for x in (k, v)))
+        k, v = (torch.nn.utils.rnn.pad_sequence(x.split(lengths), batch_first=True) for x in (k, v))
+        return dense(q, k, v, _present(lengths, q.device)[:, None, None, :])
+
+    return Backend(dense, packed)
 
 
-def resolve_backend(name: str) -> str:
-    """The back end that ``name`` stands for on this machine; ValueError where it does not exist."""
+def varlen_backend(varlen_attn: Callable[..., Tensor]) -> Backend:
+    """``torch.nn.attention.varlen.varlen_attn`` on packed captions; SDPA for self attention, where nothing is ragged.
+
+    Grouped heads are folded into the queries, since not every version of the kernel knows groups.
+    """
+
+    def packed(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        queries = rearrange(q, "e n (g r) d -> (e r n) g d", g=k.shape[1])
+        each = len(queries) // len(lengths)
+        ranges = _offsets((each,) * len(lengths), q.device), _offsets(lengths, q.device)
+        out = varlen_attn(queries, k.contiguous(), v.contiguous(), *ranges, each, max(lengths))
+        return rearrange(out, "(e r n) g d -> e n (g r) d", e=len(q), n=q.shape[1])
+
+    return Backend(masked_backend(sdpa).dense, packed)
+
+
+def flash_backend(func: Callable[..., Any], varlen_func: Callable[..., Any]) -> Backend:
+    """Both calls of a flash-attention package (``flash_attn_func`` and ``flash_attn_varlen_func``), version 2 or 3.
+
+    They know grouped heads. Some releases return the log-sum-exp beside the result.
+    """
+
+    def first(out: Any) -> Tensor:
+        return out[0] if isinstance(out, tuple) else out
+
+    def packed(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        entries, tokens = q.shape[:2]
+        out = varlen_func(
+            q.flatten(0, 1),
+            k,
+            v,
+            cu_seqlens_q=_offsets((tokens,) * entries, q.device),
+            cu_seqlens_k=_offsets(lengths, q.device),
+            max_seqlen_q=tokens,
+            max_seqlen_k=max(lengths),
+        )
+        return first(out).unflatten(0, (entries, tokens))
+
+    return Backend(lambda q, k, v: first(func(q, k, v)), packed)
+
+
+def _load_varlen() -> Backend:
+    from torch.nn.attention.varlen import varlen_attn
+
+    return varlen_backend(varlen_attn)
+
+
+def _load_flash2() -> Backend:
+    from flash_attn import flash_attn_func, flash_attn_varlen_func
+
+    return flash_backend(flash_attn_func, flash_attn_varlen_func)
+
+
+def _load_flash3() -> Backend:
+    from flash_attn_interface import flash_attn_func, flash_attn_varlen_func
+
+    return flash_backend(flash_attn_func, flash_attn_varlen_func)
+
+
+LOADERS: Mapping[str, Callable[[], Backend]] = {
+    "sdpa": partial(masked_backend, sdpa),
+    "eager": partial(masked_backend, eager),
+    "varlen": _load_varlen,
+    "flash2": _load_flash2,
+    "flash3": _load_flash3,
+}
+BACKENDS = tuple(LOADERS)
+ANYWHERE = ("sdpa", "eager")
+NEEDS = {
+    "varlen": Needs("torch.nn.attention.varlen (torch 2.10 or later)", (8, 0)),
+    "flash2": Needs("package flash_attn", (8, 0)),
+    "flash3": Needs("package flash_attn_interface", (9, 0), below=(10, 0)),
+}
+# What `auto` tries. PyTorch's own attention is a version 2 kernel or better, so flash2 adds only the packed captions.
+PREFERENCE = ("flash3", "varlen", "flash2", "sdpa")
+
+
+@cache
+def load_backend(name: str) -> Backend:
+    """The back end ``name``; ImportError where its package is not installed, KeyError for an unknown name."""
+    return LOADERS[name]()
+
+
+def available_backends(
+    device: torch.device | str,
+    dtype: torch.dtype,
+    head_width: int,
+    loaders: Mapping[str, Callable[[], Backend]] = LOADERS,
+) -> dict[str, str | None]:
+    """Every back end, with the reason why it cannot be used there, or None."""
+    device = torch.device(device)
+    return {name: _problem(name, device, dtype, head_width, loaders[name]) for name in loaders}
+
+
+def resolve_backend(
+    name: str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    head_width: int = 128,
+    loaders: Mapping[str, Callable[[], Backend]] = LOADERS,
+) -> str:
+    """The back end that ``name`` stands for on ``device``; ValueError, with the reason, where it cannot be used."""
+    device = torch.device(device)
     if name == "auto":
-        return "sdpa"
-    if name not in KERNELS:
-        raise ValueError(f"attention_backend {name!r} is not available; choose one of auto, {', '.join(KERNELS)}")
+        usable = (known for known in PREFERENCE if _problem(known, device, dtype, head_width, loaders[known]) is None)
+        chosen = next(usable)
+        logger.info("attention back end: %s", chosen)
+        return chosen
+    if name not in loaders:
+        raise ValueError(f"attention_backend {name!r} is not available; choose one of auto, {', '.join(loaders)}")
+    problem = _problem(name, device, dtype, head_width, loaders[name])
+    if problem is not None:
+        raise ValueError(f"attention_backend {name!r} cannot be used: {problem}; choose auto or sdpa")
     return name
 
 
-def attend(q: Tensor, kv: Tensor, backend: str = "sdpa") -> Tensor:
+def attend(q: Tensor, kv: Tensor, backend: str | Backend = "sdpa") -> Tensor:
     """Self attention of one range of keys.
 
     Args:
         q: (B, N, H, D), normalised and rotated.
         kv: (B, M, G, 2D), keys and values side by side, as the cache stores them.
-        backend: a key of ``KERNELS``.
+        backend: one of ``BACKENDS``, or the back end itself.
 
     Returns:
         (B, N, H * D) in the dtype of ``q``.
     """
-    k, v = rearrange(kv, "b m g (two d) -> two b g m d", two=2)
-    return _grouped(q, k, v, None, backend)
+    k, v = kv.chunk(2, dim=-1)
+    return _the(backend).dense(q, k, v).flatten(2)
 
 
-def cross_attend(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], backend: str = "sdpa") -> Tensor:
+def cross_attend(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], backend: str | Backend = "sdpa") -> Tensor:
     """Attention of every entry to its own caption tokens; an entry without any gives zeros.
 
     Args:
         q: (E, N, H, D).
-        k, v: (sum of lengths, G, D), the entries' tokens one after the other.
+        k, v: (T, G, D), the entries' tokens one after the other.
         lengths: tokens of each entry.
+        backend: one of ``BACKENDS``, or the back end itself.
 
     Returns:
         (E, N, H * D) in the dtype of ``q``.
     """
-    longest = max(lengths)
-    if longest == 0:
-        return torch.zeros_like(q).flatten(2)
-    if min(lengths) == longest:
-        k, v = (rearrange(x, "(e m) g d -> e g m d", m=longest) for x in (k, v))
-        return _grouped(q, k, v, None, backend)
-    counts = torch.tensor(lengths, device=q.device)
-    present = torch.arange(longest, device=q.device)[None] < counts[:, None]  # (E, M)
-    # An entry without tokens may look at padding, so that no softmax is empty; its result is replaced by zeros below.
-    visible = present | (counts == 0)[:, None]
-    padded = [rearrange(_unpack(x, present), "e m g d -> e g m d") for x in (k, v)]
-    out = _grouped(q, *padded, visible[:, None, None, :], backend)
-    return out * (counts > 0)[:, None, None]
+    # No kernel is asked about an entry without keys: what they make of an empty softmax differs.
+    filled = [i for i, length in enumerate(lengths) if length]
+    if len(filled) == len(lengths):
+        return _the(backend).packed(q, k, v, tuple(lengths)).flatten(2)
+    out = torch.zeros_like(q)
+    if filled:
+        out[filled] = _the(backend).packed(q[filled], k, v, tuple(lengths[i] for i in filled))
+    return out.flatten(2)
 
 
-def _unpack(packed: Tensor, present: Tensor) -> Tensor:
-    """(sum of lengths, G, D) to (E, M, G, D), zeros where no token is."""
-    out = packed.new_zeros(*present.shape, *packed.shape[1:])
-    out[present] = packed
-    return out
+def _the(backend: str | Backend) -> Backend:
+    return load_backend(backend) if isinstance(backend, str) else backend
 
 
-def _grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, backend: str) -> Tensor:
-    """Attention with grouped heads: the query heads of a group become more queries of that group, so no key is
-    copied.
-    """
-    groups = k.shape[1]
-    folded = rearrange(q, "b n (g r) d -> b g (r n) d", g=groups)
-    out = KERNELS[backend](folded, k, v, mask)
-    return rearrange(out, "b g (r n) d -> b n (g r d)", n=q.shape[1])
+# Kept from layer to layer: making these copies to the device and waits for it.
+@lru_cache(maxsize=64)
+def _offsets(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """Where each sequence begins, and the end of the last, (sequences + 1,) int32."""
+    return F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).to(device, torch.int32)
+
+
+@lru_cache(maxsize=64)
+def _present(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """Which of the padded tokens exist, (E, M)."""
+    return (torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]).to(device)
+
+
+def _problem(
+    name: str, device: torch.device, dtype: torch.dtype, head_width: int, loader: Callable[[], Backend]
+) -> str | None:
+    if name in ANYWHERE:
+        return None
+    needs = NEEDS[name]
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    problems = needs.unmet(device, dtype, head_width, capability)
+    try:
+        backend = loader()
+    except (ImportError, OSError) as error:  # OSError: a library that was built for another torch
+        problems.insert(0, f"{needs.package} is not installed or does not fit ({error})")
+    else:
+        if not problems and (failure := probe(backend, device, dtype, head_width)):
+            problems.append(failure)
+    return "; ".join(problems) or None
+
+
+def probe(backend: Backend, device: torch.device, dtype: torch.dtype, head_width: int) -> str | None:
+    """What goes wrong when ``backend`` is tried on a small example, compared with ``eager``; None where nothing."""
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(2, 6, 4, head_width, generator=generator).to(device, dtype)
+    kv = torch.randn(2, 10, 2, 2 * head_width, generator=generator).to(device, dtype)
+    k, v = kv.flatten(0, 1)[:9].chunk(2, dim=-1)
+    try:
+        with torch.no_grad():
+            found = [attend(q, kv, backend), cross_attend(q, k, v, (3, 6), backend)]
+            expected = [attend(q, kv, "eager"), cross_attend(q, k, v, (3, 6), "eager")]
+        error = (torch.cat(found).float() - torch.cat(expected).float()).abs().max().item()
+    except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError) as failure:
+        reason = next(iter(str(failure).splitlines()), "")
+        return f"it fails on a small example: {type(failure).__name__}: {reason}"
+    return None if error <= PROBE_TOLERANCE else f"it is off by {error:.3g} on a small example"

@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from inference.config import PROJECTION_SHARDS, ModelConfig
-from inference.model.attention import cross_attend, resolve_backend
+from inference.model.attention import cross_attend
 from inference.model.layers import (
     CaptionEmbedder,
     FinalLinear,
@@ -209,14 +209,15 @@ class VideoDiT(nn.Module):
         config: the ``model_config`` section.
         distill: the model takes the step-size scalar (it has no parameters of its own for it).
         fp8: all layers but the first and the last hold float8 weights.
-        backend: attention back end, a name of ``inference.model.attention`` or "auto".
+        backend: attention back end, one of ``inference.model.attention.BACKENDS`` (``resolve_backend`` knows which can
+            be used where).
     """
 
-    def __init__(self, config: ModelConfig, *, distill: bool = False, fp8: bool = False, backend: str = "auto") -> None:
+    def __init__(self, config: ModelConfig, *, distill: bool = False, fp8: bool = False, backend: str = "sdpa") -> None:
         super().__init__()
         self.config = config
         self.distill = distill
-        self.backend = resolve_backend(backend)
+        self.backend = backend
         self.dtype = config.dtype
         condition_width = int(config.hidden_size * config.cond_hidden_ratio)
         xattn_width = int(config.hidden_size * config.xattn_cond_hidden_ratio)

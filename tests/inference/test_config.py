@@ -16,7 +16,7 @@ from inference.config import (
     resolve_path,
     runtime_support_warnings,
 )
-from inference.model.attention import KERNELS
+from inference.model.attention import BACKENDS
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PUBLISHED = json.loads((GOLDEN / "published_configs.json").read_text(encoding="utf-8"))
@@ -176,7 +176,7 @@ def test_overrides_are_validated() -> None:
 
 def test_attention_backends_are_those_that_exist() -> None:
     annotation = EngineConfig.model_fields["attention_backend"].annotation
-    assert set(get_args(annotation)) == {"auto", *KERNELS}
+    assert set(get_args(annotation)) == {"auto", *BACKENDS}
 
 
 @pytest.mark.parametrize(
