@@ -2,8 +2,9 @@
 """Rules of reuse tried one by one on the bundled model: python benchmarks/reuse_rules.py --num_steps 64
 
 Which steps are computed, and how the others advance: polynomials of several orders through the last velocities,
-damped or not, corrected or not. PSNR against the uncached video of the same noise, on held-out captions. What came
-out is discussed in docs/experiments.md; `multistep/` is the rule that won.
+damped or not, corrected or not; patterns by depth and by calibration; decisions by the error just observed. PSNR
+against the uncached video of the same noise, on held-out captions. What came out is discussed in docs/experiments.md;
+`multistep/` is the rule that won.
 """
 
 import argparse
@@ -18,83 +19,20 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
+from benchmarks.reuse_rule_policies import Rule
 from example.nano.evaluate import prompt_of
 from harness.calibrating import make_video
 from harness.device import set_threads
 from harness.sidecar import commit, describe_device, replacing, write_json
 from inference.config import load_config
 from inference.pipeline import MagiPipeline
-from inference.reuse import Features
-from inference.schedule import Schedule, Step
+from inference.schedule import Schedule
 from metrics.similarity import psnr
 from multistep.calibration import VelocityRecorder, best_patterns
 from multistep.config import MultistepConfig
-
-
-@dataclass(frozen=True)
-class Rule:
-    """`steps`: own steps that are computed. `predict`, `correct`: order of the polynomial through the last velocities
-    that skipped steps follow, and of the one that replaces it at the next computed step (None: none does). `damping`:
-    share by which the prediction leaves the last velocity. `copies`: the nearly-clean copies are made.
-    """
-
-    name: str
-    steps: tuple[int, ...]
-    predict: int = 1
-    correct: int | None = None
-    damping: float = 1.0
-    copies: bool = True
-
-
-def through(points: Sequence[tuple[float, Tensor]], t: float) -> Tensor:
-    """The polynomial through (t, velocity) points, at another t."""
-    total = torch.zeros_like(points[0][1])
-    for number, (here, velocity) in enumerate(points):
-        weight = 1.0
-        for other, (there, _) in enumerate(points):
-            if other != number:
-                weight *= (t - there) / (here - there)
-        total = total + weight * velocity
-    return total
-
-
-class RulePolicy:
-    """A rule, taken literally: every velocity and every gain is kept, sums are made when they are needed."""
-
-    clean_pass = True
-
-    def __init__(self, rule: Rule) -> None:
-        self.rule = rule
-        self.nearly_clean_copy = rule.copies
-        self._points: dict[int, list[tuple[float, Tensor]]] = {}
-        self._skipped: dict[int, list[tuple[float, float, Tensor]]] = {}
-
-    def reset(self, schedule: Schedule) -> None:
-        self._points, self._skipped = {}, {}
-
-    def select(self, step: Step, features: Features) -> tuple[int, ...]:
-        return tuple(entry.chunk for entry in step.window if entry.index in self.rule.steps)
-
-    def observe(self, step: Step, chunk: int, velocity: Tensor) -> Tensor | None:
-        points = self._points.setdefault(chunk, [])
-        points.append((step.of(chunk).t, velocity))
-        skipped = self._skipped.pop(chunk, [])
-        if self.rule.correct is None or not skipped:
-            return None
-        line = points[-(self.rule.correct + 1) :]
-        return sum((through(line, t) * dt - gained for t, dt, gained in skipped), torch.zeros_like(velocity))
-
-    def advance(self, step: Step, chunk: int) -> Tensor:
-        entry, points = step.of(chunk), self._points[chunk]
-        held = points[-1][1]
-        predicted = through(points[-(self.rule.predict + 1) :], entry.t)
-        gained = (held + self.rule.damping * (predicted - held)) * entry.dt
-        self._skipped.setdefault(chunk, []).append((entry.t, entry.dt, gained))
-        return gained
 
 
 def by_depth(steps: int, counts: tuple[int, ...]) -> tuple[int, ...]:
@@ -121,6 +59,9 @@ def rules(steps: int, gram_of: Callable[[], VelocityRecorder]) -> Iterator[Rule]
         pattern = by_depth(steps, counts)
         yield replace(ours, name=f"by depth {list(counts)}", steps=pattern)
         yield replace(ours, name=f"by depth {list(counts)}, without copies", steps=pattern, copies=False)
+    for tolerance, together in itertools.product((3e-4, 1e-3, 3e-3, 1e-2, 3e-2), (True, False)):
+        name = f"observed error {tolerance}, {'window' if together else 'chunk by chunk'}"
+        yield replace(ours, name=name, steps=None, tolerance=tolerance, together=together)
     recorder = gram_of()
     gram = recorder.gram / recorder.chunks
     lengths = sorted({max(2, round(share * steps)) for share in (1 / 16, 3 / 32, 1 / 8, 3 / 16, 1 / 4)})
@@ -141,14 +82,15 @@ class Outcome:
 
 
 def try_rule(pipeline: MagiPipeline, rule: Rule, prompts: Sequence[str], uncached: dict) -> Outcome:
-    quality, flops = [], 0.0
+    quality, flops, policy = [], 0.0, rule.make_policy()
     for prompt in prompts:
-        frames, _, work = make_video(pipeline, prompt, RulePolicy(rule))
+        frames, _, work = make_video(pipeline, prompt, policy)
         flops += work
         decibels = psnr(float(((uncached[prompt][0].double() - frames.double()) / 255).square().mean()))
         quality.append(99.0 if decibels is None else round(decibels, 2))
-    share = len(rule.steps) / pipeline.config.runtime.num_steps
-    return Outcome(rule, quality, share, sum(uncached[prompt][2] for prompt in prompts) / flops)
+    return Outcome(
+        rule, quality, policy.computed / policy.asked, sum(uncached[prompt][2] for prompt in prompts) / flops
+    )
 
 
 def fewer_steps(pipeline: MagiPipeline, divisor: int, prompts: Sequence[str], uncached: dict) -> Outcome:
