@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 # The same on every machine: the bits that x264 writes depend on the number of its threads.
 ENCODER_THREADS = 4
+# x264's tree of macroblocks decides on bits by chance where a row of them is no multiple of eight.
+REPEATABLE = "mbtree=0"
 # RGB is converted with the BT.601 matrix to limited range, as ffmpeg does by default; the file says so.
 BT601_MATRIX = 6
 LIMITED_RANGE = 1
@@ -122,7 +124,7 @@ class VideoWriter:
     def _open(self) -> None:
         try:
             self._container = av.open(str(self._part), "w", format="mp4", options={"fflags": "+bitexact"})
-            options = {"crf": str(self.crf), "preset": "medium"}
+            options = {"crf": str(self.crf), "preset": "medium", "x264-params": REPEATABLE}
             self._stream = self._container.add_stream("libx264", rate=self.fps, options=options)
             self._stream.width, self._stream.height, self._stream.pix_fmt = self.width, self.height, "yuv420p"
             self._stream.codec_context.thread_count = ENCODER_THREADS

@@ -58,9 +58,7 @@ def build_benchmark(root: Path) -> None:
 
 
 def submit_take(data: Path, folder: Path, take: int) -> None:
-    """The real ``take`` of the benchmark in ``data`` as if a model had made it: the very files, since a second encoding
-    of the same frames need not give the same pictures.
-    """
+    """The real ``take`` of the benchmark in ``data`` as if a model had made it: the very files."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, (scenario, view) in generated_names().items():
         (real,) = data.rglob(f"*_testing-videos_{FPS}FPS_{view}_take-{take}_{scenario}.mp4")
