@@ -41,34 +41,55 @@ def by_depth(steps: int, counts: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(MultistepConfig(computed_per_stage=counts).computed_steps(schedule)))
 
 
+OURS = Rule("", (), correct=1, damping=0.8)
+STAGES = 4
+
+
 def rules(steps: int, gram_of: Callable[[], VelocityRecorder]) -> Iterator[Rule]:
     """What is tried, in groups; the calibrated patterns come from `gram_of`'s recording."""
-    length = steps // 4
-    for interval in (p for p in (2, 4, 8) if p <= length):
-        same = by_depth(steps, (length // interval,) * 4)
-        name = f"every {interval}"
-        yield Rule(f"{name}: hold", same, predict=0)
-        yield Rule(f"{name}: linear", same)
-        yield Rule(f"{name}: quadratic", same, predict=2)
-        yield Rule(f"{name}: linear, damping 0.8", same, damping=0.8)
-        yield Rule(f"{name}: linear, damping 0.8, corrected", same, correct=1, damping=0.8)
-        yield Rule(f"{name}: linear, damping 0.8, corrected by a parabola", same, correct=2, damping=0.8)
-        yield Rule(f"{name}: hold, corrected", same, predict=0, correct=1)
-    ours = Rule("", (), correct=1, damping=0.8)
-    for counts in itertools.chain([(1, 1, 2, 4), (1, 2, 2, 4), (1, 2, 4, 8), (4, 2, 2, 1)], [(1, 1, 1, 2)]):
+    yield from every_nth(steps)
+    for counts in [(1, 1, 2, 4), (1, 2, 2, 4), (1, 2, 4, 8), (4, 2, 2, 1), (1, 1, 1, 2)]:
         pattern = by_depth(steps, counts)
-        yield replace(ours, name=f"by depth {list(counts)}", steps=pattern)
-        yield replace(ours, name=f"by depth {list(counts)}, without copies", steps=pattern, copies=False)
+        yield replace(OURS, name=f"by depth {list(counts)}", steps=pattern)
+        yield replace(OURS, name=f"by depth {list(counts)}, without copies", steps=pattern, copies=False)
     for tolerance, together in itertools.product((3e-4, 1e-3, 3e-3, 1e-2, 3e-2), (True, False)):
         name = f"observed error {tolerance}, {'window' if together else 'chunk by chunk'}"
-        yield replace(ours, name=name, steps=None, tolerance=tolerance, together=together)
-    recorder = gram_of()
+        yield replace(OURS, name=name, steps=None, tolerance=tolerance, together=together)
+    yield from calibrated(steps, gram_of())
+
+
+def every_nth(steps: int) -> Iterator[Rule]:
+    """All chunks of the window at every n-th step of a stage, advanced in several ways."""
+    for interval in (n for n in (2, 4, 8) if n <= steps // STAGES):
+        rule = Rule("", by_depth(steps, (steps // STAGES // interval,) * STAGES))
+        name = f"every {interval}"
+        yield replace(rule, name=f"{name}: hold", predict=0)
+        yield replace(rule, name=f"{name}: linear")
+        yield replace(rule, name=f"{name}: quadratic", predict=2)
+        yield replace(rule, name=f"{name}: linear, damping 0.8", damping=0.8)
+        yield replace(rule, name=f"{name}: linear, damping 0.8, corrected", correct=1, damping=0.8)
+        yield replace(rule, name=f"{name}: linear, damping 0.8, corrected by a parabola", correct=2, damping=0.8)
+        yield replace(rule, name=f"{name}: hold, corrected", predict=0, correct=1)
+
+
+def calibrated(steps: int, recorder: VelocityRecorder) -> Iterator[Rule]:
+    """Patterns that a recording found best, and the same with no stale keys among those attended to."""
     gram = recorder.gram / recorder.chunks
     lengths = sorted({max(2, round(share * steps)) for share in (1 / 16, 3 / 32, 1 / 8, 3 / 16, 1 / 4)})
     for damping in (0.6, 0.8, 1.0):
         for count, pattern in best_patterns(gram, recorder.times, lengths, damping).items():
-            name = f"calibrated {count}, damping {damping}"
-            yield replace(ours, name=name, steps=pattern.steps, damping=damping)
+            rule = replace(OURS, name=f"calibrated {count}, damping {damping}", steps=pattern.steps, damping=damping)
+            yield rule
+            fresh = with_older(pattern.steps, steps)
+            if damping == OURS.damping and len(fresh) > count:
+                yield replace(rule, name=f"calibrated {count}, older chunks along: {len(fresh)}", steps=fresh)
+
+
+def with_older(pattern: Sequence[int], steps: int) -> tuple[int, ...]:
+    """A pattern in which the older chunks of a window, whose keys it attends to, are computed along with a chunk."""
+    length = steps // STAGES
+    along = {step + later * length for step in pattern for later in range(STAGES - step // length)}
+    return tuple(sorted(along))
 
 
 @dataclass
