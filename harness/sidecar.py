@@ -73,6 +73,8 @@ def describe_run(
         "method": method.to_json_dict(),
         "work": record.summary() | {"flop_estimate": run_flops(size, record.forwards)},
         "kv_cache_bytes": report.kv_cache_bytes,
+        "placement": pipeline.placement(),
+        "text_from_cache": report.text_from_cache,
         "seconds": {stage: round(seconds, 3) for stage, seconds in report.seconds.items()},
         "peak_memory_bytes": peak_memory(device),
         "attention_backend": pipeline.dit.backend,

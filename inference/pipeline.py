@@ -14,7 +14,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,11 +30,11 @@ from inference.config import (
     resolve_path,
     runtime_support_warnings,
 )
+from inference.decode_ahead import decode_ahead, overlaps
 from inference.kv_cache import KVCache
 from inference.media import select_prefix_frames
 from inference.model.attention import resolve_backend
 from inference.model.dit import VideoDiT
-from inference.model.t5 import T5TextEncoder, load_t5
 from inference.model.vae import ViTVAE, load_vae
 from inference.model.vae_codec import VaeCodec, tiles_for
 from inference.model.weights import check_weights, checkpoint_directory, load_weights
@@ -42,9 +42,12 @@ from inference.parallel.group import ALONE, ContextParallel
 from inference.parallel.launch import check_ranks
 from inference.prompt import ChunkCaptions, PromptFlags, SpecialTokens, assemble_captions
 from inference.record import RunRecord
+from inference.residency import MemoryBudget, module_bytes
 from inference.reuse import ReusePolicy
-from inference.sampler import Sampler, StepCallback, kv_geometry, make_schedule
+from inference.sampler import CleanChunk, Sampler, StepCallback, kv_geometry, make_schedule
 from inference.schedule import Schedule
+from inference.text_cache import CaptionFeatures
+from inference.text_features import PromptEncoder, prompt_encoder
 
 logger = logging.getLogger(__name__)
 
@@ -67,12 +70,16 @@ class Sample:
 
 @dataclass
 class RunReport:
-    """What a run did and how long its stages took; filled while the frames are drawn."""
+    """What a run did and how long its stages took; filled while the frames are drawn.
+
+    ``text_from_cache``: whether the caption's features were read from the disk; None before that is known.
+    """
 
     record: RunRecord = field(default_factory=RunRecord)
     seconds: dict[str, float] = field(default_factory=dict)
     frames: int = 0
     kv_cache_bytes: int = 0
+    text_from_cache: bool | None = None
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -129,7 +136,7 @@ class MagiPipeline:
         config: the whole configuration; what it names is loaded.
         device: where the transformer and the VAE run; the text encoder follows ``t5_device`` where that exists.
         dit, vae, t5, tokens: the loaded models; ``load`` builds them from the configuration. Of several ranks only
-            the first needs the text encoder.
+            the first needs the text encoder ``t5``.
         parallel: the ranks that make videos together; each has a pipeline and makes the same calls.
     """
 
@@ -138,7 +145,7 @@ class MagiPipeline:
         config: MagiConfig,
         dit: VideoDiT,
         vae: VaeCodec,
-        t5: T5TextEncoder | None,
+        t5: PromptEncoder | None,
         tokens: SpecialTokens | None,
         device: torch.device,
         parallel: ContextParallel = ALONE,
@@ -150,6 +157,7 @@ class MagiPipeline:
         self.tokens = tokens
         self.device = device
         self.parallel = parallel
+        self.overlap = overlaps(config.engine.overlap_decode, device, parallel.ranks, vae.residency.offload)
 
     @classmethod
     def load(cls, config: MagiConfig, device: torch.device, parallel: ContextParallel = ALONE) -> "MagiPipeline":
@@ -172,11 +180,13 @@ class MagiPipeline:
         check_weights(dit, weights, name="transformer")
         # The VAE in the compute dtype on a GPU, as published; float32 on a CPU, where bfloat16 gains nothing.
         vae_dtype = config.model.dtype if device.type == "cuda" else torch.float32
-        vae = load_vae(vae_directory, device, vae_dtype)
+        vae = load_vae(vae_directory, dtype=vae_dtype)
         check_vae(vae, vae_directory)
+        budget = MemoryBudget(device, module_bytes(dit) + kv_cache_bytes(config, device, parallel.ranks))
+        residency = budget.place("VAE", vae, device, config.engine.offload_vae)
         tiles = tiles_for(vae, runtime.fps, (runtime.video_size_h, runtime.video_size_w))
-        codec = VaeCodec(vae, runtime.scale_factor, runtime.fps, tiles, parallel.map)
-        t5 = load_text_encoder(config, t5_directory, device) if parallel.is_first else None
+        codec = VaeCodec(vae, runtime.scale_factor, runtime.fps, tiles, parallel.map, residency)
+        t5 = prompt_encoder(config, t5_directory, device, budget) if parallel.is_first else None
         load_weights(dit, weights, device=device, name="transformer")
         return cls(config, dit.eval(), codec, t5, tokens, device, parallel)
 
@@ -206,7 +216,7 @@ class MagiPipeline:
         prefix = self._prefix_frames(sample)
         config, schedule = plan(self.config, 0 if prefix is None else len(prefix))
         with report.timed("text"):
-            captions = self._captions(sample.prompt, schedule)
+            captions = self._captions(sample.prompt, schedule, report)
         latents = None
         if prefix is not None:
             with report.timed("encode_prefix"):
@@ -214,20 +224,38 @@ class MagiPipeline:
         noise = self._noise(sample, schedule)
         cache = make_cache(kv_geometry(config, self.device, self.parallel.ranks))
         sampler = Sampler(self.dit, config, cache, policy, self.parallel)
-        chunks = sampler.run(noise, captions, latents, on_step)
+        chunks = _clean_latents(sampler, sampler.run(noise, captions, latents, on_step), report)
         left = self.config.runtime.num_frames
-        while left > 0:
-            with report.timed("denoise"):
-                chunk = next(chunks, None)
-            report.record, report.kv_cache_bytes = sampler.record, cache.bytes
-            if chunk is None:
-                break
+        with closing(self._decoded(chunks, report)) as parts:
+            for part in parts:
+                self.parallel.check()
+                frames = part[:left]
+                left -= len(frames)
+                report.frames += len(frames)
+                yield frames
+                if left == 0:
+                    break
+
+    def placement(self) -> dict[str, str]:
+        """Where text encoder and VAE lie and how chunks are decoded, in words for the sidecar."""
+        encoder = None if self.t5 is None else self.t5.residency
+        return {
+            "t5": "not loaded" if encoder is None else encoder.describe(),
+            "vae": self.vae.residency.describe(),
+            "decode": "beside denoising" if self.overlap else "in turn",
+        }
+
+    def _decoded(self, chunks: Iterator[Tensor], report: RunReport) -> Iterator[Tensor]:
+        """Frames of every chunk of latents, in order."""
+
+        def decode(latents: Tensor) -> Tensor:
             with report.timed("decode"):
-                frames = self.vae.decode_chunk(chunk.latents)[:left]
-            self.parallel.check()
-            left -= len(frames)
-            report.frames += len(frames)
-            yield frames
+                return self.vae.decode_chunk(latents)
+
+        if self.overlap:
+            yield from decode_ahead(chunks, decode, self.device)
+        else:
+            yield from map(decode, chunks)
 
     def _prefix_frames(self, sample: Sample) -> Tensor | None:
         """The frames of the prefix that take part, checked against the configured size."""
@@ -242,13 +270,14 @@ class MagiPipeline:
             )
         return usable_prefix(self.config, sample.prefix)
 
-    def _captions(self, prompt: str, schedule: Schedule) -> ChunkCaptions:
-        features, mask = self.parallel.from_first(lambda: self._encode_prompt(prompt))
-        if int(mask.sum()) <= 1:
+    def _captions(self, prompt: str, schedule: Schedule, report: RunReport) -> ChunkCaptions:
+        found = self.parallel.from_first(lambda: self._encode_prompt(prompt))
+        report.text_from_cache = found.from_cache
+        if int(found.mask.sum()) <= 1:
             logger.warning("the prompt has no words (after cleaning): the video will follow no text")
         return assemble_captions(
-            features.to(self.device),
-            mask.to(self.device),
+            found.features.to(self.device),
+            found.mask.to(self.device),
             self.dit.y_embedder.null_caption_embedding,
             self.tokens,
             prompt_flags(self.config),
@@ -256,12 +285,10 @@ class MagiPipeline:
             schedule.offset,
         )
 
-    def _encode_prompt(self, prompt: str) -> tuple[Tensor, Tensor]:
-        """Features (1, 1, m, caption width) and mask (1, m) on the CPU."""
+    def _encode_prompt(self, prompt: str) -> CaptionFeatures:
         if self.t5 is None:
             raise RuntimeError("this pipeline has no text encoder; only the first of several ranks encodes prompts")
-        features, mask = self.t5.encode(prompt)
-        return features.cpu(), mask.cpu()
+        return self.t5.encode(prompt)
 
     def _noise(self, sample: Sample, schedule: Schedule) -> Tensor:
         runtime = self.config.runtime
@@ -272,6 +299,17 @@ class MagiPipeline:
             runtime.video_size_w // 8,
         )
         return draw_noise(sample_seed(runtime.seed, sample.identity), schedule.chunk_num, shape).to(self.device)
+
+
+def _clean_latents(sampler: Sampler, chunks: Iterator[CleanChunk], report: RunReport) -> Iterator[Tensor]:
+    """The latents of every clean chunk; the report is kept up to date."""
+    while True:
+        with report.timed("denoise"):
+            chunk = next(chunks, None)
+        report.record, report.kv_cache_bytes = sampler.record, sampler.cache.bytes
+        if chunk is None:
+            return
+        yield chunk.latents
 
 
 def usable_prefix(config: MagiConfig, frames: Tensor) -> Tensor:
@@ -318,18 +356,10 @@ def check_vae(vae: ViTVAE, directory: Path) -> None:
         )
 
 
-def load_text_encoder(config: MagiConfig, directory: Path, device: torch.device) -> T5TextEncoder:
-    """T5 where ``t5_device`` says; ValueError where its features are not those the transformer takes."""
-    name, width = config.runtime.t5_device, config.model.caption_channels
-    t5 = load_t5(
-        directory, device=device if name == "cuda" else torch.device(name), max_length=config.model.caption_max_length
-    )
-    if t5.width != width:
-        raise ValueError(
-            f"the text encoder in {directory} gives features of {t5.width} numbers, but the transformer takes "
-            f"caption_channels {width}: they do not belong together"
-        )
-    return t5
+def kv_cache_bytes(config: MagiConfig, device: torch.device, ranks: int) -> int:
+    """Bytes that each of ``ranks`` needs for the keys and values of a whole video without a prefix."""
+    geometry = kv_geometry(config, device, ranks)
+    return plan(config, 0)[1].chunk_num * geometry.chunk_tokens * geometry.bytes_per_token
 
 
 def load_transformer(config: MagiConfig, device: torch.device) -> VideoDiT:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5EncoderModel
 
 from inference.text_cleaning import clean_caption
 
@@ -86,11 +86,25 @@ def load_t5(
     """
     if max_length < 1:
         raise ValueError(f"caption_max_length must be at least 1, got {max_length}")
-    folder = _find_folder(Path(directory))
-    _check_config(folder)
+    folder, _ = check_t5(directory)
     tokenizer = _load_tokenizer(folder)
     model = _load_model(folder, dtype)
     return T5TextEncoder(model.to(device), tokenizer, max_length)
+
+
+def check_t5(directory: str | Path) -> tuple[Path, int]:
+    """The folder with the encoder's files and the width of its features; nothing large is read.
+
+    Raises FileNotFoundError and ValueError, as ``load_t5`` does, for what is missing or of another model.
+    """
+    folder = _find_folder(Path(directory))
+    width = _check_config(folder)
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise FileNotFoundError(
+            f"T5 folder {folder} has no tokenizer: neither {' nor '.join(TOKENIZER_FILES)} is there"
+        )
+    _check_weight_files(folder)
+    return folder, width
 
 
 def _find_folder(directory: Path) -> Path:
@@ -105,24 +119,23 @@ def _find_folder(directory: Path) -> Path:
     raise FileNotFoundError(f"no T5 text encoder: {folder} is not a folder; {hint}")
 
 
-def _check_config(folder: Path) -> None:
+def _check_config(folder: Path) -> int:
+    """The width of the features that config.json tells of."""
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"T5 folder {folder} has no config.json")
     try:
-        model_type = json.loads(path.read_text(encoding="utf-8"))["model_type"]
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        model_type = settings["model_type"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a transformers configuration: {error}") from error
     if model_type != "t5":
         raise ValueError(f"{path} describes a model of type {model_type!r}; a T5 encoder (type 't5') is needed")
+    return T5Config.from_dict(settings).d_model
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """transformers makes up an empty vocabulary where the files are missing, so look for them first."""
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise FileNotFoundError(
-            f"T5 folder {folder} has no tokenizer: neither {' nor '.join(TOKENIZER_FILES)} is there"
-        )
+    """After ``check_t5``: transformers makes up an empty vocabulary where files are missing."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the Rust reader of tokenizer.json raises plain Exception
@@ -156,7 +169,6 @@ def _check_weight_files(folder: Path) -> None:
 
 def _load_model(folder: Path, dtype: torch.dtype) -> T5EncoderModel:
     """transformers fills missing tensors with random numbers and only logs it; its loading report is checked here."""
-    _check_weight_files(folder)
     try:
         model, report = T5EncoderModel.from_pretrained(
             folder,

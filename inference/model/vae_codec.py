@@ -12,6 +12,7 @@ from einops import rearrange
 from inference.model.tiling import UNTILED, Reduction, TileMap, TileSpec, tiled_decode, tiled_encode
 from inference.model.vae import ViTVAE
 from inference.parallel.group import ALONE
+from inference.residency import Residency
 
 _HALF_RANGE = 127.5
 _PUBLISHED_TILE = 256
@@ -56,8 +57,9 @@ class VaeCodec:
     """Encodes prefix frames and decodes finished chunks, tile by tile.
 
     ``scale_factor``: the sampler's latents are the VAE's times this. ``tiles``: by default ``tiles_for(vae, fps)``.
-    ``map_tiles``: runs the tiles; several ranks may share them. Raises ``ValueError`` for a scale factor that is not
-    positive and for tiles that would change the video's size.
+    ``map_tiles``: runs the tiles; several ranks may share them. ``residency``: where the VAE lies between uses; by
+    default it stays where it is. Raises ``ValueError`` for a scale factor that is not positive and for tiles that would
+    change the video's size.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class VaeCodec:
         fps: int,
         tiles: TileSpec | None = None,
         map_tiles: TileMap = ALONE.map,
+        residency: Residency | None = None,
     ) -> None:
         if not scale_factor > 0:
             raise ValueError(f"VAE scale_factor must be positive, got {scale_factor}")
@@ -74,6 +77,7 @@ class VaeCodec:
         self.scale_factor = scale_factor
         self.tiles = tiles or tiles_for(vae, fps)
         self.map_tiles = map_tiles
+        self.residency = residency or Residency(vae, vae.device)
         self.reduction = Reduction(time=vae.vit_config.patch_length, space=vae.vit_config.patch_size)
         if misfits := self.tiles.misfits(self.reduction):
             raise ValueError(f"VAE tiles would change the size of the video: {'; '.join(misfits)}")
@@ -84,12 +88,13 @@ class VaeCodec:
 
         One frame is an image and gives one latent. Otherwise four frames give one (for the published VAE); a count
         that is one more than whole time tiles ends in an image, as in the published pipeline. Result in the VAE's
-        dtype and on its device. Raises ``ValueError`` for other frame counts and for sizes that are not in patches.
+        dtype and where it computes. Raises ``ValueError`` for other frame counts and for sizes that are not in patches.
         """
         frames = torch.as_tensor(frames)
         self._check_frames(frames)
         video = rearrange(frames, "t h w c -> 1 c t h w")
-        latents = tiled_encode(self._encode_tile, video, self.tiles, self.reduction, self.map_tiles)
+        with self.residency.visit():
+            latents = tiled_encode(self._encode_tile, video, self.tiles, self.reduction, self.map_tiles)
         return latents * self.scale_factor
 
     @torch.no_grad()
@@ -104,9 +109,10 @@ class VaeCodec:
         if image and latents.shape[2] != 1:
             raise ValueError(f"an image is one latent frame, got {latents.shape[2]}")
         decode_tile = partial(self.vae.decode, one_latent_is_image=image)
-        unscaled = latents.to(self.vae.device, torch.float32) / self.scale_factor
-        video = tiled_decode(decode_tile, unscaled, self.tiles, self.reduction, self.map_tiles)
-        return rearrange(to_uint8(video), "1 c t h w -> t h w c").cpu()
+        with self.residency.visit():
+            unscaled = latents.to(self.vae.device, torch.float32) / self.scale_factor
+            video = tiled_decode(decode_tile, unscaled, self.tiles, self.reduction, self.map_tiles)
+            return rearrange(to_uint8(video), "1 c t h w -> t h w c").cpu()
 
     def _encode_tile(self, tile: torch.Tensor) -> torch.Tensor:
         return self.vae.encode(from_uint8(tile.to(self.vae.device))).mode()
