@@ -78,6 +78,7 @@ def describe_run(
         "seconds": {stage: round(seconds, 3) for stage, seconds in report.seconds.items()},
         "peak_memory_bytes": peak_memory(device),
         "attention_backend": pipeline.dit.backend,
+        "fp8_matmul": pipeline.dit.fp8_matmul,
         "device": describe_device(device),
         "ranks": pipeline.parallel.describe(),
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},

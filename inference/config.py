@@ -217,6 +217,8 @@ class EngineConfig(_Section):
 
     # Ours, absent from the published files.
     attention_backend: Literal["auto", "sdpa", "eager", "varlen", "flash2", "flash3"] = "auto"
+    fp8_matmul: Literal["auto", "scaled_mm", "dequantise"] = "auto"
+    compile: bool = False
     offload_t5: Switch = "auto"
     offload_vae: Switch = "auto"
     overlap_decode: Switch = "auto"

@@ -34,7 +34,9 @@ from inference.decode_ahead import decode_ahead, overlaps
 from inference.kv_cache import KVCache
 from inference.media import select_prefix_frames
 from inference.model.attention import resolve_backend
+from inference.model.compiling import compile_layers
 from inference.model.dit import VideoDiT
+from inference.model.fp8 import DEQUANTISE, resolve_fp8_matmul
 from inference.model.vae import ViTVAE, load_vae
 from inference.model.vae_codec import VaeCodec, tiles_for
 from inference.model.weights import check_weights, checkpoint_directory, load_weights
@@ -365,5 +367,8 @@ def kv_cache_bytes(config: MagiConfig, device: torch.device, ranks: int) -> int:
 def load_transformer(config: MagiConfig, device: torch.device) -> VideoDiT:
     """The transformer of a configuration on the meta device, ready for its weights."""
     backend = resolve_backend(config.engine.attention_backend, device, config.model.dtype, config.model.kv_channels)
+    engine = config.engine
+    matmul = resolve_fp8_matmul(engine.fp8_matmul, device) if engine.fp8_quant else DEQUANTISE
     with torch.device("meta"):
-        return VideoDiT(config.model, distill=config.engine.distill, fp8=config.engine.fp8_quant, backend=backend)
+        dit = VideoDiT(config.model, distill=engine.distill, fp8=engine.fp8_quant, fp8_matmul=matmul, backend=backend)
+    return compile_layers(dit) if engine.compile else dit

@@ -26,9 +26,10 @@ import torch
 from inference.parallel.group import ContextParallel
 from inference.parallel.launch import meet
 from scripts.parity import configs, dit, fp8, kvcompress, sampling, text, vae
-from scripts.parity.common import CheckResult
+from scripts.parity.common import AS_RECORDED, CheckResult, Setup
 
 MODULES: tuple[ModuleType, ...] = (configs, fp8, text, kvcompress, dit, vae, sampling)
+WITHOUT_TENSORS = (configs, text)  # they compute nothing on a device
 # The first process of several has more to do than the others, which wait for it.
 MINUTES = 30
 # Prose beside the data.
@@ -39,14 +40,26 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, help="folder with reference data: safetensors files and their indexes")
     parser.add_argument("--verbose", action="store_true", help="one line per compared quantity instead of one per case")
+    parser.add_argument("--device", type=torch.device, default=AS_RECORDED.device, help="(default: %(default)s)")
+    parser.add_argument(
+        "--attention_backend", default=AS_RECORDED.backend, help="of the transformer (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16",),
+        help="compute the single forwards of the transformer in this dtype whatever they were recorded in, and nothing "
+        "else; the tolerance is that of its roundings",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every result to FILE")
     args = parser.parse_args(argv)
     if not args.directory.is_dir():
         parser.error(f"{args.directory} is not a directory")
+    # As on a CPU: the short products of newer GPUs would not reach the tolerances.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     with meet("gloo", MINUTES, torch.device("cpu")) as parallel:
         if parallel.is_first:
             return compare(args, parallel)
-        for _ in run(sampling, args.directory, parallel):
+        for _ in run(sampling, args, parallel):
             pass  # said by the first
     return 0
 
@@ -55,9 +68,9 @@ def compare(args: argparse.Namespace, parallel: ContextParallel) -> int:
     """Run every check and say what came out; gives the exit status."""
     results: list[CheckResult] = []
     began = time.monotonic()
-    for module in MODULES:
-        results += show(run(module, args.directory, parallel), args.verbose)
-    unrecognised = sorted(find_unrecognised(args.directory))
+    for module in MODULES if args.dtype is None else (dit,):
+        results += show(run(module, args, parallel), args.verbose)
+    unrecognised = sorted(find_unrecognised(args.directory)) if args.dtype is None else []
     for name in unrecognised:
         emit(f"MISS  {name}: no check recognises this file")
     misses = [result for result in results if not result.passed]
@@ -69,10 +82,14 @@ def compare(args: argparse.Namespace, parallel: ContextParallel) -> int:
     return 1 if misses or unrecognised or not results else 0
 
 
-def run(module: ModuleType, directory: Path, parallel: ContextParallel) -> Iterator[CheckResult]:
+def run(module: ModuleType, args: argparse.Namespace, parallel: ContextParallel) -> Iterator[CheckResult]:
     """The results of one module; an index that cannot be read is a miss of the family, not the end of the run."""
+    setup = Setup(args.device, args.dtype, args.attention_backend)
     try:
-        yield from sampling.check(directory, parallel) if module is sampling else module.check(directory)
+        if module is sampling:
+            yield from sampling.check(args.directory, parallel, setup)
+        else:
+            yield from module.check(args.directory, *([] if module in WITHOUT_TENSORS else [setup]))
     except Exception as error:  # noqa: BLE001 - reported as a miss
         family = module.__name__.rsplit(".", 1)[-1]
         yield CheckResult(family, "-", "run", float("inf"), 0, f"{type(error).__name__}: {error}")

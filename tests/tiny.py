@@ -82,10 +82,10 @@ def tiny_config(three_pass: bool = False, groups: int = 4, fp8: bool = False, **
     )
 
 
-def tiny_dit(config: MagiConfig, seed: int = 0) -> VideoDiT:
+def tiny_dit(config: MagiConfig, seed: int = 0, **options: Any) -> VideoDiT:
     """Random weights large enough that every part of the model shows in the output."""
     generator = torch.Generator().manual_seed(seed)
-    dit = VideoDiT(config.model, distill=config.engine.distill, fp8=config.engine.fp8_quant)
+    dit = VideoDiT(config.model, distill=config.engine.distill, fp8=config.engine.fp8_quant, **options)
     with torch.no_grad():
         for name, parameter in dit.named_parameters():
             if name == "rope.bands":

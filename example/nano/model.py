@@ -24,7 +24,7 @@ def magi_config() -> MagiConfig:
 class NanoModel(nn.Module):
     """`dit` and `t5`, trained together; parameters in float32."""
 
-    def __init__(self, config: ModelConfig, backend: str = "auto") -> None:
+    def __init__(self, config: ModelConfig, backend: str = "sdpa") -> None:
         super().__init__()
         self.dit = VideoDiT(config, distill=True, backend=backend)
         self.t5 = build_encoder(len(build_tokenizer()))

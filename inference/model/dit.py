@@ -8,7 +8,7 @@ Shape letters: E entries, N tokens of a chunk, D hidden width, H heads, G key/va
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -17,11 +17,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from inference.config import PROJECTION_SHARDS, ModelConfig
-from inference.model.attention import cross_attend
+from inference.model.attention import BACKENDS, cross_attend
+from inference.model.fp8 import DEQUANTISE, Fp8Linear
 from inference.model.layers import (
     CaptionEmbedder,
     FinalLinear,
-    Fp8Linear,
     OnePlusLayerNorm,
     PatchEmbedder,
     Rope,
@@ -61,7 +61,7 @@ class AttentionContext(Protocol):
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What every layer sees besides the tokens. ``cos`` and ``sin`` are those of this rank's tokens."""
+    """What a layer sees besides the tokens. ``cos`` and ``sin`` are those of this rank's tokens."""
 
     condition: Tensor  # (E, C), compute dtype
     caption: Tensor  # (tokens, D), compute dtype
@@ -72,12 +72,13 @@ class _Inputs:
     backend: str
     tokens: int  # N, all tokens of a chunk
     parallel: ContextParallel
+    layer: int = 0  # here and not an argument: to a compiled layer a number is a reason to be compiled anew
 
 
 class QkvProjection(nn.Module):
     """LayerNorm, then the four projections of an attention block: q, qx (cross attention), k, v."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, fp8: bool) -> None:
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, fp8: str | None) -> None:
         super().__init__()
         width, kv_width = config.hidden_size, config.num_query_groups * config.kv_channels
         self.layer_norm = nn.LayerNorm(width, config.layernorm_epsilon, dtype=dtype)
@@ -96,7 +97,7 @@ class Attention(nn.Module):
     fp8).
     """
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, fp8: bool) -> None:
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, fp8: str | None) -> None:
         super().__init__()
         width, head, eps = config.hidden_size, config.kv_channels, config.layernorm_epsilon
         self.head = head
@@ -104,7 +105,7 @@ class Attention(nn.Module):
         xattn_width = int(width * config.xattn_cond_hidden_ratio)
         self.linear_kv_xattn = nn.Linear(xattn_width, 2 * config.num_query_groups * head, bias=False, dtype=dtype)
         if fp8:
-            self.linear_proj: nn.Module = Fp8Linear(2 * width, width, per_channel=True)
+            self.linear_proj: nn.Module = Fp8Linear(2 * width, width, per_channel=True, matmul=fp8)
         else:
             self.linear_proj = UpcastLinear(2 * width, width, bias=False, dtype=dtype)
         self.q_layernorm = OnePlusLayerNorm(head, eps, dtype)
@@ -112,34 +113,40 @@ class Attention(nn.Module):
         self.q_layernorm_xattn = OnePlusLayerNorm(head, eps, dtype, compute_dtype=dtype)
         self.k_layernorm_xattn = OnePlusLayerNorm(head, eps, dtype, compute_dtype=dtype)
 
-    def forward(self, layer: int, x: Tensor, inputs: _Inputs) -> Tensor:
+    def forward(self, x: Tensor, inputs: _Inputs) -> Tensor:
         q, qx, k, v = (rearrange(p, "e n (h d) -> e n h d", d=self.head) for p in self.linear_qkv(x))
         q = rotate(self.q_layernorm(q), inputs.cos, inputs.sin).to(x.dtype)
         k = rotate(self.k_layernorm(k), inputs.cos, inputs.sin).to(x.dtype)
-        q, kv = inputs.parallel.to_heads(q, torch.cat([k, v], dim=-1), inputs.tokens)
-        self_out = inputs.parallel.to_tokens(inputs.context.attend(layer, q, kv))
-
         kx, vx = rearrange(self.linear_kv_xattn(inputs.caption), "m (g two d) -> two m g d", two=2, d=self.head)
         qx, kx = self.q_layernorm_xattn(qx), self.k_layernorm_xattn(kx)
-        cross_out = cross_attend(qx, kx, vx, inputs.lengths, inputs.backend)
+        attended = _attend(q, torch.cat([k, v], dim=-1), qx, kx, vx, inputs)
 
         # The order that the training's eight tensor-parallel ranks left in the weights: each concatenated its share
         # of both.
-        both = rearrange([self_out, cross_out], "two e n (s f) -> e n (s two f)", s=PROJECTION_SHARDS)
+        both = rearrange(attended, "two e n (s f) -> e n (s two f)", s=PROJECTION_SHARDS)
         return self.linear_proj(both)
+
+
+# Never part of a compiled layer: which keys are read where is up to objects and numbers that change all the time.
+@torch.compiler.disable
+def _attend(q: Tensor, kv: Tensor, qx: Tensor, kx: Tensor, vx: Tensor, inputs: _Inputs) -> list[Tensor]:
+    """Self and cross attention, (E, n, H * d) each, n the tokens of this rank."""
+    q, kv = inputs.parallel.to_heads(q, kv, inputs.tokens)
+    self_out = inputs.parallel.to_tokens(inputs.context.attend(inputs.layer, q, kv))
+    return [self_out, cross_attend(qx, kx, vx, inputs.lengths, inputs.backend)]
 
 
 class FeedForward(nn.Module):
     """LayerNorm, fc1, activation, fc2: exact GELU, or SwiGLU where ``gated_linear_unit`` is set."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, fp8: bool) -> None:
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, fp8: str | None) -> None:
         super().__init__()
         width, inner = config.hidden_size, config.ffn_hidden_size
         self.gated = config.gated_linear_unit
         self.layer_norm = nn.LayerNorm(width, config.layernorm_epsilon, dtype=dtype)
         self.linear_fc1 = _linear(width, inner * (2 if self.gated else 1), dtype, fp8)
         self.linear_fc2: nn.Module = (
-            Fp8Linear(inner, width, per_channel=True) if fp8 else _linear(inner, width, dtype, fp8=False)
+            Fp8Linear(inner, width, per_channel=True, matmul=fp8) if fp8 else _linear(inner, width, dtype, fp8=None)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -169,7 +176,7 @@ class Modulation(nn.Module):
 class Layer(nn.Module):
     """One transformer layer: gated attention and gated feed-forward, each normalised after the gate, in float32."""
 
-    def __init__(self, config: ModelConfig, condition_width: int, dtype: torch.dtype, fp8: bool) -> None:
+    def __init__(self, config: ModelConfig, condition_width: int, dtype: torch.dtype, fp8: str | None) -> None:
         super().__init__()
         self.ada_modulate_layer = Modulation(config, condition_width, dtype)
         self.self_attention = Attention(config, dtype, fp8)
@@ -177,9 +184,9 @@ class Layer(nn.Module):
         self.mlp = FeedForward(config, dtype, fp8)
         self.mlp_post_norm = OnePlusLayerNorm(config.hidden_size, config.layernorm_epsilon, dtype)
 
-    def forward(self, layer: int, x: Tensor, inputs: _Inputs) -> Tensor:
+    def forward(self, x: Tensor, inputs: _Inputs) -> Tensor:
         gate_attention, gate_mlp = self.ada_modulate_layer(inputs.condition)
-        attended = self.self_attention(layer, x, inputs).float()
+        attended = self.self_attention(x, inputs).float()
         x = (x.float() + self.self_attn_post_norm(attended * gate_attention.float())).to(x.dtype)
         transformed = self.mlp(x).float()
         return (x.float() + self.mlp_post_norm(transformed * gate_mlp.float())).to(x.dtype)
@@ -188,17 +195,18 @@ class Layer(nn.Module):
 class Blocks(nn.Module):
     """The layers and the final norm (named as in the checkpoints)."""
 
-    def __init__(self, config: ModelConfig, condition_width: int, dtype: torch.dtype, fp8: bool) -> None:
+    def __init__(self, config: ModelConfig, condition_width: int, dtype: torch.dtype, fp8: str | None) -> None:
         super().__init__()
         last = config.num_layers - 1
         self.layers = nn.ModuleList(
-            Layer(config, condition_width, dtype, fp8 and 0 < index < last) for index in range(config.num_layers)
+            Layer(config, condition_width, dtype, fp8 if 0 < index < last else None)
+            for index in range(config.num_layers)
         )
         self.final_layernorm = OnePlusLayerNorm(config.hidden_size, config.layernorm_epsilon, dtype)
 
     def forward(self, x: Tensor, inputs: _Inputs) -> Tensor:
         for index, layer in enumerate(self.layers):
-            x = layer(index, x, inputs)
+            x = layer(x, replace(inputs, layer=index))
         return self.final_layernorm(x)
 
 
@@ -209,15 +217,27 @@ class VideoDiT(nn.Module):
         config: the ``model_config`` section.
         distill: the model takes the step-size scalar (it has no parameters of its own for it).
         fp8: all layers but the first and the last hold float8 weights.
+        fp8_matmul: how those multiply, "dequantise" or "scaled_mm" (``inference.model.fp8``).
         backend: attention back end, one of ``inference.model.attention.BACKENDS`` (``resolve_backend`` knows which can
             be used where).
     """
 
-    def __init__(self, config: ModelConfig, *, distill: bool = False, fp8: bool = False, backend: str = "sdpa") -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        distill: bool = False,
+        fp8: bool = False,
+        fp8_matmul: str = DEQUANTISE,
+        backend: str = "sdpa",
+    ) -> None:
         super().__init__()
         self.config = config
         self.distill = distill
+        if backend not in BACKENDS:
+            raise ValueError(f"attention back end {backend!r} is none of {', '.join(BACKENDS)}; see resolve_backend")
         self.backend = backend
+        self.fp8_matmul = fp8_matmul if fp8 else None
         self.dtype = config.dtype
         condition_width = int(config.hidden_size * config.cond_hidden_ratio)
         xattn_width = int(config.hidden_size * config.xattn_cond_hidden_ratio)
@@ -227,7 +247,7 @@ class VideoDiT(nn.Module):
             config.caption_channels, config.caption_max_length, xattn_width, condition_width
         )
         self.rope = Rope(config.kv_channels)
-        self.videodit_blocks = Blocks(config, condition_width, self.dtype, fp8)
+        self.videodit_blocks = Blocks(config, condition_width, self.dtype, fp8_matmul if fp8 else None)
         self.final_linear = FinalLinear(config.hidden_size, config.out_channels, config.patch_size)
 
     def embed(self, latents: Tensor) -> Tensor:
@@ -301,7 +321,8 @@ class VideoDiT(nn.Module):
         return velocity[:, :channels] / self.config.x_rescale_factor
 
 
-def _linear(inputs: int, outputs: int, dtype: torch.dtype, fp8: bool) -> nn.Module:
+def _linear(inputs: int, outputs: int, dtype: torch.dtype, fp8: str | None) -> nn.Module:
+    """A layer without bias; ``fp8`` says how one with float8 weights multiplies, None that it has none."""
     if fp8:
-        return Fp8Linear(inputs, outputs, per_channel=False)
+        return Fp8Linear(inputs, outputs, per_channel=False, matmul=fp8)
     return nn.Linear(inputs, outputs, bias=False, dtype=dtype)

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 SINUSOID_WIDTH = 256
 TIME_FACTOR = 1000.0
-FP8_MAX = 448.0
-FP8 = torch.float8_e4m3fn
 
 
 class OnePlusLayerNorm(nn.Module):
@@ -37,32 +35,6 @@ class UpcastLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x.float(), self.weight.float(), None if self.bias is None else self.bias.float())
-
-
-class Fp8Linear(nn.Module):
-    """Linear layer with float8 e4m3 weights, reference arithmetic that runs anywhere (docs/transformer.md,
-    "fp8 checkpoints").
-
-    The input is divided by its scale in float32, clamped to +-448 and rounded to bfloat16, then to fp8; the product
-    accumulates in float32, is multiplied by both scales and rounded to bfloat16 once.
-
-    Args:
-        per_channel: a smoothing scale per input feature (``linear_proj``, ``linear_fc2``) instead of one input scale
-            for all.
-    """
-
-    def __init__(self, in_features: int, out_features: int, *, per_channel: bool) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1, out_features, in_features, dtype=FP8), requires_grad=False)
-        self.weight_scale = nn.Parameter(torch.ones(1), requires_grad=False)
-        self.input_scale = nn.Parameter(torch.ones(1 if per_channel else in_features), requires_grad=False)
-        self.smooth_scale = nn.Parameter(torch.ones(1, in_features), requires_grad=False) if per_channel else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        divisor = self.input_scale if self.smooth_scale is None else self.smooth_scale[0]
-        quantised = (x.float() / divisor).clamp(-FP8_MAX, FP8_MAX).to(torch.bfloat16).to(FP8)
-        product = F.linear(quantised.float(), self.weight[0].float())
-        return (product * self.input_scale[0] * self.weight_scale).to(torch.bfloat16)
 
 
 class Rope(nn.Module):

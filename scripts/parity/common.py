@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors.torch import load_file
@@ -19,6 +20,24 @@ from safetensors.torch import load_file
 # (docs/testing.md, "Families and tolerances") A correct float32 implementation reaches 2e-6, a wrong statement moves
 # something by 1.5e-4.
 RELATIVE_TOLERANCE = 5e-6
+
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Where and how the checks compute; by default as the data were made.
+
+    ``dtype``: compute forwards of the transformer in another dtype than they were recorded in. ``backend``: attention.
+    """
+
+    device: torch.device = CPU
+    dtype: Literal["bfloat16"] | None = None
+    backend: str = "eager"
+
+
+AS_RECORDED = Setup()
 
 
 @dataclass(frozen=True)
@@ -44,7 +63,7 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
         return float("inf")
     if expected.numel() == 0:
         return 0.0
-    difference = (actual.double() - expected.double()).abs().max().item()
+    difference = (actual.double().cpu() - expected.double().cpu()).abs().max().item()
     return difference / max(expected.double().abs().max().item(), 1e-30)
 
 
@@ -52,15 +71,15 @@ def absolute_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """Largest absolute difference; infinite where the shapes differ."""
     if tuple(actual.shape) != tuple(expected.shape):
         return float("inf")
-    return (actual.double() - expected.double()).abs().max().item() if expected.numel() else 0.0
+    return (actual.double().cpu() - expected.double().cpu()).abs().max().item() if expected.numel() else 0.0
 
 
 def read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    return load_file(str(path))
+def read_tensors(path: Path, device: torch.device = AS_RECORDED.device) -> dict[str, torch.Tensor]:
+    return load_file(str(path), device=str(device))
 
 
 def guarded(family: str, case: str, results: Callable[[], Iterable[CheckResult]]) -> Iterator[CheckResult]:

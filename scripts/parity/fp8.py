@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from inference.model.layers import Fp8Linear
-from scripts.parity.common import CheckResult, absolute_error, read_json, read_tensors
+from inference.model.fp8 import Fp8Linear
+from scripts.parity.common import AS_RECORDED, CheckResult, Setup, absolute_error, read_json, read_tensors
 
 FAMILY = "fp8_linear"
 KINDS = ("per_tensor", "per_channel")
@@ -16,7 +16,7 @@ def claims(name: str) -> bool:
     return name in (f"{FAMILY}.json", f"{FAMILY}.safetensors")
 
 
-def check(directory: Path) -> Iterator[CheckResult]:
+def check(directory: Path, setup: Setup = AS_RECORDED) -> Iterator[CheckResult]:
     present = [path.name for path in directory.glob(f"{FAMILY}.*") if claims(path.name)]
     if not present:
         return
@@ -24,12 +24,12 @@ def check(directory: Path) -> Iterator[CheckResult]:
         yield CheckResult(FAMILY, FAMILY, "file", float("inf"), 0, f"only {present[0]} is there")
         return
     sizes = read_json(directory / f"{FAMILY}.json")
-    data = read_tensors(directory / f"{FAMILY}.safetensors")
+    data = read_tensors(directory / f"{FAMILY}.safetensors", setup.device)
     unused = set(data)
     for kind in KINDS:
         layer = Fp8Linear(sizes["in_features"], sizes["out_features"], per_channel=kind == "per_channel")
         names = {name: f"in.{kind}.{name}" for name in PARAMETERS if f"in.{kind}.{name}" in data}
-        layer.load_state_dict({name: data[key] for name, key in names.items()}, strict=True)
+        layer.to(setup.device).load_state_dict({name: data[key] for name, key in names.items()}, strict=True)
         unused -= set(names.values())
         for dtype in INPUTS:
             given, expected = f"in.{kind}.{dtype}.x", f"out.{kind}.{dtype}.y"

@@ -17,8 +17,10 @@ from flowcache.scoring import (
     select_queries,
 )
 from scripts.parity.common import (
+    AS_RECORDED,
     RELATIVE_TOLERANCE,
     CheckResult,
+    Setup,
     equal,
     guarded,
     listed_cases,
@@ -34,12 +36,12 @@ def claims(name: str) -> bool:
     return name.startswith("kvcompress_")
 
 
-def check(directory: Path) -> Iterator[CheckResult]:
+def check(directory: Path, setup: Setup = AS_RECORDED) -> Iterator[CheckResult]:
     for name, case in listed_cases(directory, FAMILY, INDEX, "kvcompress_"):
         if isinstance(case, CheckResult):
             yield case
             continue
-        data = read_tensors(directory / f"kvcompress_{name}.safetensors")
+        data = read_tensors(directory / f"kvcompress_{name}.safetensors", setup.device)
         yield from guarded(FAMILY, name, partial(_check_case, name, case, data))
 
 

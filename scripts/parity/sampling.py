@@ -22,8 +22,10 @@ from inference.reuse import NoReuse
 from inference.sampler import Sampler, kv_geometry, make_schedule
 from inference.schedule import Step
 from scripts.parity.common import (
+    AS_RECORDED,
     RELATIVE_TOLERANCE,
     CheckResult,
+    Setup,
     absolute_error,
     equal,
     guarded,
@@ -50,21 +52,21 @@ def claims(name: str) -> bool:
     return name.startswith(tuple(f"{family}_" for family in FAMILIES))
 
 
-def check(directory: Path, parallel: ContextParallel = ALONE) -> Iterator[CheckResult]:
+def check(directory: Path, parallel: ContextParallel = ALONE, setup: Setup = AS_RECORDED) -> Iterator[CheckResult]:
     """Every case, computed by the ranks of ``parallel`` together; what is said on the first of them counts."""
     for family in FAMILIES:
         for name, case in listed_cases(directory, family, f"{family}_index.json", f"{family}_"):
             if isinstance(case, CheckResult):
                 yield case
                 continue
-            yield from guarded(family, name, partial(_check_case, family, name, case, directory, parallel))
+            yield from guarded(family, name, partial(_check_case, family, name, case, directory, parallel, setup))
 
 
 def _check_case(
-    family: str, name: str, case: dict, directory: Path, parallel: ContextParallel
+    family: str, name: str, case: dict, directory: Path, parallel: ContextParallel, setup: Setup
 ) -> Iterator[CheckResult]:
-    data = read_tensors(directory / f"{family}_{name}.safetensors")
-    run = _Run(directory, case, data, parallel)
+    data = read_tensors(directory / f"{family}_{name}.safetensors", setup.device)
+    run = _Run(directory, case, data, parallel, setup)
     yield from _compare(family, name, case, data, run.results())
     for quantity, actual in run.counts().items():
         if quantity in case:
@@ -97,13 +99,15 @@ class _RecordingPolicy:
 class _Run:
     """One run of a case and what came out of it, under the names of the reference data."""
 
-    def __init__(self, directory: Path, case: dict, data: dict[str, Tensor], parallel: ContextParallel) -> None:
+    def __init__(
+        self, directory: Path, case: dict, data: dict[str, Tensor], parallel: ContextParallel, setup: Setup
+    ) -> None:
         self.parallel = parallel
         self.case = case
         self.data = data
-        self.dit, self.config = load_model(directory, case)
+        self.dit, self.config = load_model(directory, case, setup)
         self.prefix = data.get("in.prefix_latents")
-        geometry = kv_geometry(self.config, torch.device("cpu"), parallel.ranks)
+        geometry = kv_geometry(self.config, setup.device, parallel.ranks)
         self.cache = KVCache(geometry)
         policy: NoReuse | ChunkwiseReuse = NoReuse()
         if "flowcache" in case:
@@ -169,9 +173,10 @@ def reference_captions(dit: VideoDiT, config: MagiConfig, case: dict, data: dict
     """The captions of a case, from its prompt features, padded from 64 positions, and its special tokens."""
     length, width = config.model.caption_max_length, config.model.caption_channels
     stored = data["in.mask_first64"].shape[1]
-    features = torch.zeros(1, 1, length, width)
+    device = data["in.mask_first64"].device
+    features = torch.zeros(1, 1, length, width, device=device)
     features[:, :, :stored] = data["in.caption_first64"]
-    mask = torch.zeros(1, length)
+    mask = torch.zeros(1, length, device=device)
     mask[:, :stored] = data["in.mask_first64"]
     prefix = "in.token."
     tokens = {key.removeprefix(prefix): value for key, value in data.items() if key.startswith(prefix)}

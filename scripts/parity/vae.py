@@ -13,7 +13,7 @@ import torch
 
 from inference.model.vae import ViTVAE
 from scripts.parity import vae_misc, vae_tiling
-from scripts.parity.common import CheckResult
+from scripts.parity.common import AS_RECORDED, CheckResult, Setup
 from scripts.parity.vae_files import GoldenFile, check_files, guarded, model_input
 
 _STEMS = {"vae": r"vae_\w+", "tiling": r"tiling\w*", "misc": r"misc\w*"}
@@ -25,13 +25,13 @@ def claims(name: str) -> bool:
     return any(re.fullmatch(rf"{stem}\.(json|safetensors)", name) for stem in _STEMS.values())
 
 
-def check(directory: Path) -> Iterator[CheckResult]:
+def check(directory: Path, setup: Setup = AS_RECORDED) -> Iterator[CheckResult]:
     """Every case of the three families found in ``directory``."""
     check_file = {"vae": _check_file, "tiling": vae_tiling.check_file, "misc": vae_misc.check_file}
     claimed = [path.name for path in directory.iterdir() if claims(path.name)]
     for family, pattern in _STEMS.items():
         stems = sorted({name.rsplit(".", 1)[0] for name in claimed if re.fullmatch(pattern, name.rsplit(".", 1)[0])})
-        yield from check_files(family, directory, stems, check_file[family])
+        yield from check_files(family, directory, stems, check_file[family], setup.device)
 
 
 def _check_file(golden: GoldenFile, _directory: Path) -> Iterator[CheckResult]:

@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError
 
 from inference.model.vae import ViTVAE
-from scripts.parity.common import CheckResult, absolute_error, read_json, read_tensors
+from scripts.parity.common import AS_RECORDED, CheckResult, absolute_error, read_json, read_tensors
 
 # (docs/testing.md, "Families and tolerances") Absolute; correct float32 implementations were measured at up to 3e-6.
 TOLERANCE = 2e-5
@@ -17,11 +17,12 @@ _SAFETENSORS_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "uin
 class GoldenFile:
     """``<stem>.json`` and ``<stem>.safetensors``; remembers which tensors were asked for."""
 
-    def __init__(self, family: str, directory: Path, stem: str) -> None:
+    def __init__(self, family: str, directory: Path, stem: str, device: torch.device = AS_RECORDED.device) -> None:
         self.family = family
         self.stem = stem
         self.index = read_json(directory / f"{stem}.json")
-        self._tensors = read_tensors(directory / f"{stem}.safetensors")
+        self.device = device
+        self._tensors = read_tensors(directory / f"{stem}.safetensors", device)
         self._used: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
@@ -60,7 +61,7 @@ class GoldenFile:
         weights = {name.removeprefix(prefix): self.tensor(name).float() for name in self.names(prefix)}
         vae.load_state_dict(weights, strict=True)
         for half in (vae.encoder, vae.decoder):
-            half.to(dtype)
+            half.to(self.device, dtype)
         return vae.eval().requires_grad_(False)
 
     def check_inventory(self) -> Iterator[CheckResult]:
@@ -81,7 +82,11 @@ class GoldenFile:
 
 
 def check_files(
-    family: str, directory: Path, stems: Iterable[str], check_file: Callable[[GoldenFile, Path], Iterator[CheckResult]]
+    family: str,
+    directory: Path,
+    stems: Iterable[str],
+    check_file: Callable[[GoldenFile, Path], Iterator[CheckResult]],
+    device: torch.device = AS_RECORDED.device,
 ) -> Iterator[CheckResult]:
     """Run ``check_file`` on every pair of index and tensors; a pair of which one half is absent is a miss."""
     for stem in stems:
@@ -90,7 +95,7 @@ def check_files(
             yield CheckResult(family, stem, "files", float("inf"), 0.0, f"{absent[0]} is missing")
             continue
         try:
-            golden = GoldenFile(family, directory, stem)
+            golden = GoldenFile(family, directory, stem, device)
         except (ValueError, SafetensorError) as error:
             yield CheckResult(family, stem, "files", float("inf"), 0.0, f"cannot be read: {error}")
             continue

@@ -134,7 +134,7 @@ def _check_bfloat16(golden: GoldenFile, directory: Path) -> Iterator[CheckResult
     if not all((directory / f"{_REFERENCE_STEM}.{suffix}").is_file() for suffix in ("json", "safetensors")):
         yield golden.failure("bf16", f"the float32 results, {_REFERENCE_STEM}, are not in the same folder")
         return
-    reference = GoldenFile(golden.family, directory, _REFERENCE_STEM)
+    reference = GoldenFile(golden.family, directory, _REFERENCE_STEM, golden.device)
     ((name, variant),) = reference.index["variants"].items()
     arguments = variant["ddconfig"], variant["model_type"], variant["state_dict_prefix"]
     vae = reference.vae(*arguments, dtype=torch.bfloat16)

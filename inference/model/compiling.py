@@ -1,0 +1,20 @@
+"""Regional compilation: one transformer layer is compiled and serves them all (docs/backends.md, "Compiled layers")."""
+
+from collections.abc import Callable
+from typing import Any
+
+from inference.model.dit import VideoDiT
+
+
+def compile_layers(dit: VideoDiT, backend: str | Callable[..., Any] = "inductor") -> VideoDiT:
+    """Let ``torch.compile`` have the layers of ``dit``, which is returned; compiled is at their first forwards.
+
+    Layers of one make share what was compiled. Attention stays outside (it is a kernel already), so a layer is
+    compiled in two parts. Sizes that were seen to change, as the number of chunks does, become variables.
+
+    Args:
+        backend: what compiles, as ``torch.compile`` takes it.
+    """
+    for layer in dit.videodit_blocks.layers:
+        layer.compile(backend=backend, dynamic=None)
+    return dit
