@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flowcache.config import CompressionConfig
 from flowcache.ledger import Ledger
-from flowcache.scoring import Selection, mixed_score, select, select_queries
+from flowcache.scoring import Selection, mixed_score, queries_kept, select, select_queries
 from inference.kv_cache import KVCache, KVGeometry
 from inference.schedule import Schedule, Step
 
@@ -45,13 +45,24 @@ class CompressedKVCache(KVCache):
         problems = list(self.config.problems(schedule))
         if problems:
             raise ValueError("; ".join(problems))
-        capacity = min(self.config.total_cache_chunk_nums, schedule.chunk_num)
+        capacity = self._capacity(schedule)
         self._allocate(capacity)
         self.ledger = Ledger(capacity, self.geometry.chunk_tokens)
         self.last_kept = []
         self._schedule = schedule
         self._queries = {}
         self._positions = []
+
+    def planned_bytes(self, schedule: Schedule) -> int:
+        """With the queries kept for scoring, and original positions and kept indices as 64-bit numbers."""
+        planned, capacity = super().planned_bytes(schedule), self._capacity(schedule)
+        if capacity == schedule.chunk_num:
+            return planned
+        g = self.geometry
+        queries = queries_kept(self.config.query_granularity, g.chunk_tokens, g.frame_tokens)
+        kept = (capacity - schedule.window_size) * g.chunk_tokens * g.groups
+        tables = 2 if self.config.kept_order == "position" else 1
+        return planned + g.layers * (queries * g.heads * g.head_width * g.dtype.itemsize + 8 * tables * kept)
 
     def enter(self, chunk: int) -> None:
         self.ledger.enter(chunk)
@@ -99,6 +110,9 @@ class CompressedKVCache(KVCache):
         ]
         self.ledger.compact(clean, keep)
         self._queries = {}
+
+    def _capacity(self, schedule: Schedule) -> int:
+        return min(self.config.total_cache_chunk_nums, schedule.chunk_num)
 
     def _room_is_needed(self) -> bool:
         """The buffer is full and not all chunks have entered."""

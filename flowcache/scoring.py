@@ -40,8 +40,12 @@ class Selection:
 
 def select_queries(q: Tensor, granularity: str, frame_tokens: int) -> Tensor:
     """The queries that score importance: the last 50 tokens, the last frame, or all of ``q`` (N, H, d)."""
-    count = {"token": QUERY_TOKENS, "frame": frame_tokens, "chunk": len(q)}[granularity]
-    return q[-min(count, len(q)) :]
+    return q[-queries_kept(granularity, len(q), frame_tokens) :]
+
+
+def queries_kept(granularity: str, chunk_tokens: int, frame_tokens: int) -> int:
+    """How many queries ``select_queries`` takes of a chunk."""
+    return min(chunk_tokens, {"token": QUERY_TOKENS, "frame": frame_tokens, "chunk": chunk_tokens}[granularity])
 
 
 def attention_weight(q: Tensor, k: Tensor) -> Tensor:

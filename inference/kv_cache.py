@@ -15,7 +15,9 @@ from inference.schedule import Schedule, Step
 
 @dataclass(frozen=True)
 class KVGeometry:
-    """Sizes of a cache: layers, key/value groups, head width, tokens of a chunk and of a frame, dtype, device."""
+    """Sizes of a cache: layers, key/value groups, head width, tokens of a chunk and of a frame, dtype, device; and
+    query heads, which only the memory planned for the queries of a compressed cache depends on.
+    """
 
     layers: int
     groups: int
@@ -24,6 +26,7 @@ class KVGeometry:
     frame_tokens: int
     dtype: torch.dtype
     device: torch.device
+    heads: int = 0
 
     @property
     def bytes_per_token(self) -> int:
@@ -40,12 +43,16 @@ class KVCache:
 
     def reset(self, schedule: Schedule) -> None:
         """Make room for a new video and forget the last one."""
-        self._allocate(schedule.chunk_num)
+        self._allocate(self._capacity(schedule))
 
     @property
     def bytes(self) -> int:
         """Size of the memory held, all layers together."""
         return self.memory.numel() * self.memory.element_size()
+
+    def planned_bytes(self, schedule: Schedule) -> int:
+        """What the cache will hold of a video at most; nothing is allocated."""
+        return self._capacity(schedule) * self.geometry.chunk_tokens * self.geometry.bytes_per_token
 
     def enter(self, chunk: int) -> None:
         """Give ``chunk`` a place, where it has none; called before its first forward, in ascending order."""
@@ -83,6 +90,10 @@ class KVCache:
     def end_step(self, step: Step) -> None:
         """The step is integrated; a bounded cache makes room here, and only here."""
         return None
+
+    def _capacity(self, schedule: Schedule) -> int:
+        """Chunks that there is room for."""
+        return schedule.chunk_num
 
     def _allocate(self, chunks: int) -> None:
         g = self.geometry

@@ -65,6 +65,7 @@ def kv_geometry(config: MagiConfig, device: torch.device, ranks: int = 1) -> KVG
         frame_tokens=config.tokens_per_frame,
         dtype=model.dtype,
         device=device,
+        heads=model.num_attention_heads // ranks,
     )
 
 
@@ -90,8 +91,9 @@ class Sampler:
         self.dit = dit
         self.config = config
         self.parallel = parallel
-        device = next(dit.parameters()).device
-        self.cache = cache if cache is not None else KVCache(kv_geometry(config, device, parallel.ranks))
+        if cache is None:
+            cache = KVCache(kv_geometry(config, next(dit.parameters()).device, parallel.ranks))
+        self.cache = cache
         self.policy = policy if policy is not None else NoReuse()
         self.record = RunRecord()
 
