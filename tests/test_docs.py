@@ -33,6 +33,7 @@ COMMANDS = (
     "scripts/score_physicsiq.py",
     "scripts/score_vbench.py",
     "scripts/calibrate.py",
+    "scripts/download.py",
 )
 # Programs of others: their flags and file names are not ours.
 FOREIGN = re.compile(r"\b(hf|pip|uv|git|apt|brew|pytest|torchrun)\s")
