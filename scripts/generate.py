@@ -134,10 +134,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         metavar="N",
         help="CPU threads (default: all cores, one for a model as small as the bundled)",
     )
-    parser.add_argument(
-        "--attention_backend",
-        help="auto, sdpa, eager, varlen, flash2 or flash3 (default: the configuration's)",
-    )
+    parser.add_argument("--attention_backend", help="auto, sdpa, ... (docs/backends.md; default: the configuration's)")
     parser.add_argument(
         "--noise2clean_kvrange",
         help='key window in chunks by noise level, as "5,4,3,2", or "full" for all history (default: the method\'s)',
