@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from harness.methods import parse_value
-from harness.physics_iq import Mode, PromptSet
+from harness.physics_iq import Mode, VerifiedPrompts
 from harness.vbench import DIMENSIONS
 from inference.config import require_path, resolve_path
 
@@ -63,7 +63,7 @@ class PhysicsIqRun(SamplingRun):
     benchmark: Literal["physics_iq"]
     mode: Mode = Field("v2v", description="i2v from the switch frame, v2v from the conditioning clip")
     layout: Literal["original", "verified"] = Field("original", description="original benchmark or Verified")
-    prompt_sets: list[PromptSet] = Field(["op"], min_length=1, description="prompts of layout verified: op, bpp")
+    prompt_sets: list[VerifiedPrompts] = Field(["op"], min_length=1, description="prompts of layout verified: op, bpp")
     runs: Annotated[int, Field(ge=1, le=99)] = Field(4, description="runs of layout verified, each with its own noise")
     descriptions: str | None = Field(None, description="descriptions.csv, where it is not at its official place")
     score: bool = Field(True, description="end with the scores")

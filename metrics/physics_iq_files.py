@@ -1,13 +1,10 @@
-"""The files of Physics-IQ: which views there are, where the real takes lie, and what must hold of generated videos
-(docs/scores.md, "Physics-IQ").
+"""The files of Physics-IQ: where the real takes lie, and what must hold of generated videos (docs/scores.md,
+"Physics-IQ").
 """
 
-import csv
 import re
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import av
@@ -17,68 +14,15 @@ from av.error import FFmpegError
 
 from metrics.motion_masks import BINARY_THRESHOLD, motion_masks, write_masks
 from metrics.physics_iq import Take, ViewResult, compare_view
+from metrics.physics_iq_table import VIEWS, ScenarioView, find_benchmark
 
 SECONDS = 5
 # Generated videos last 5 s, give or take this.
 DURATION_TOLERANCE = 0.001
 # Videos are compared at a quarter of the width and height of take 1.
 SHRINK = 4
-VIEWS = ("perspective-left", "perspective-center", "perspective-right")
-FOLDER_NAMES = ("physics-IQ-benchmark", "physics-IQ-benchmark-verified")
-DESCRIPTION_NAMES = (
-    "descriptions.csv",
-    "descriptions_original.csv",
-    "descriptions/descriptions.csv",
-    "descriptions/descriptions_original.csv",
-)
-COLUMNS = ("scenario", "description", "category", "generated_video_name")
 
-_GENERATED_NAME = re.compile(rf"(\d{{4}})_({'|'.join(VIEWS)})_(.+)\.mp4")
 _REAL_NAME = re.compile(rf"\d{{4}}_[a-z]+-[a-z]+_\d+FPS_({'|'.join(VIEWS)})_take-([12])_(.+)\.mp4")
-
-
-@dataclass(frozen=True)
-class ScenarioView:
-    """One scenario seen from one side, for which one video is generated."""
-
-    number: str
-    view: str
-    scenario: str
-    category: str
-    description: str
-
-    @property
-    def generated_name(self) -> str:
-        return f"{self.number}_{self.view}_{self.scenario}.mp4"
-
-
-def read_descriptions(path: Path) -> list[ScenarioView]:
-    """The views that ``descriptions.csv`` lists, in its order; of the rows of both takes the first counts.
-
-    Raises ValueError for missing columns, for names that are no ``NNNN_VIEW_NAME.mp4`` and for a number that two views
-    have.
-    """
-    found: dict[tuple[str, str], ScenarioView] = {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{path} has no column {', '.join(missing)}; it has: {', '.join(reader.fieldnames or ())}")
-        for line, row in enumerate(reader, 2):
-            name = row["generated_video_name"] or ""
-            match = _GENERATED_NAME.fullmatch(name)
-            if match is None:
-                raise ValueError(f"{path}, row {line}: {name!r} is not of the form NNNN_perspective-..._NAME.mp4")
-            number, view, scenario = match.groups()
-            key = (scenario, view)
-            found.setdefault(key, ScenarioView(number, view, scenario, row["category"], row["description"]))
-    if not found:
-        raise ValueError(f"{path} lists no videos")
-    views = list(found.values())
-    twice = [number for number, count in Counter(view.number for view in views).items() if count > 1]
-    if twice:
-        raise ValueError(f"{path}: the numbers {', '.join(twice)} stand for several views each")
-    return views
 
 
 class Benchmark:
@@ -113,26 +57,6 @@ class Benchmark:
     def mask(self, view: ScenarioView, take: int) -> Path | None:
         """The motion mask that comes with the data, if it does."""
         return self._masks.get((view.view, take, view.scenario))
-
-
-def find_benchmark(data: Path) -> Path:
-    """The folder in or under ``data`` that holds ``split-videos``."""
-    for folder in (data, *(data / name for name in FOLDER_NAMES)):
-        if (folder / "split-videos").is_dir():
-            return folder
-    raise FileNotFoundError(
-        f"{data} holds no Physics-IQ data: there is no folder split-videos in it, nor in {' or '.join(FOLDER_NAMES)}"
-    )
-
-
-def find_descriptions(data: Path) -> Path:
-    """The table of the views of the benchmark in ``data``."""
-    root = find_benchmark(data)
-    places = [folder / name for folder in dict.fromkeys((root, data, root.parent)) for name in DESCRIPTION_NAMES]
-    for path in places:
-        if path.is_file():
-            return path
-    raise FileNotFoundError(f"no descriptions.csv in {root} or beside it; give its path")
 
 
 def _index(folder: Path) -> dict[tuple[str, int, str], Path]:

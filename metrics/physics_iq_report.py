@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from metrics.physics_iq import METRICS, ViewResult, original_score, verified_components, verified_score
-from metrics.physics_iq_files import ScenarioView
+from metrics.physics_iq_table import ScenarioView
 
 Results = Sequence[tuple[ScenarioView, ViewResult]]
 

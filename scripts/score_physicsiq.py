@@ -37,15 +37,9 @@ from harness.sidecar import replacing, write_json
 from harness.verified import verified_job
 from inference.config import require_path
 from metrics.physics_iq import ViewResult
-from metrics.physics_iq_files import (
-    Benchmark,
-    ScenarioView,
-    check_generated,
-    find_descriptions,
-    read_descriptions,
-    score_view,
-)
+from metrics.physics_iq_files import Benchmark, check_generated, score_view
 from metrics.physics_iq_report import RUN_NAME, aggregate, markdown_table, official_table, summarise
+from metrics.physics_iq_table import ScenarioView, find_descriptions, read_descriptions
 
 logger = logging.getLogger("score_physicsiq")
 

@@ -13,7 +13,8 @@ from example.nano.drawing import render
 from example.nano.make_assets import ASSETS, write_clip
 from example.nano.make_physics_iq import SCENARIOS, TESTING_FRAMES, filmed, rows
 from metrics.physics_iq import ViewResult, original_score, verified_score
-from metrics.physics_iq_files import Benchmark, find_descriptions, read_descriptions, read_frames, score_view
+from metrics.physics_iq_files import Benchmark, read_frames, score_view
+from metrics.physics_iq_table import find_descriptions, read_descriptions
 
 FOLDER = ASSETS / "physics_iq"
 BENCHMARK = Benchmark(FOLDER, FPS)

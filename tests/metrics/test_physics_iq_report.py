@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from metrics.physics_iq import Comparison, ViewResult, original_score, verified_score
-from metrics.physics_iq_files import VIEWS, ScenarioView
 from metrics.physics_iq_report import aggregate, markdown_table, official_table, summarise
+from metrics.physics_iq_table import VIEWS, ScenarioView
 
 FRAMES = 4
 # Written down, not derived: one view's columns as the official evaluator names them.
