@@ -5,7 +5,7 @@ from pathlib import Path
 
 from harness.sample_config import read_run
 from harness.sample_job import Job, make_job
-from harness.sample_verify import verify
+from harness.sample_verify import unlisted_videos, verify
 
 logger = logging.getLogger(__name__)
 
@@ -15,8 +15,9 @@ MOST_SHOWN = 20
 def verified_job(config: str | Path) -> Job:
     """The run of a sampling configuration, all of whose videos are there and right, seeds included.
 
-    Raises FileNotFoundError and ValueError for the configuration, and ValueError that names what is wrong with the
-    samples.
+    Other videos in the samples' folders are warned about: VBench's evaluator is not shown them, Physics-IQ's scores
+    refuse them. Raises FileNotFoundError and ValueError for the configuration, and ValueError that names what is wrong
+    with the samples.
     """
     job = make_job(read_run(config))
     logger.info("verifying %d samples in %s", len(job.tasks), job.output)
@@ -27,4 +28,6 @@ def verified_job(config: str | Path) -> Job:
             f"{len(problems)} of {len(job.tasks)} samples in {job.output} are not right, nothing is scored; sample "
             "again, which makes what is missing:\n  " + "\n  ".join([*problems[:MOST_SHOWN], *more])
         )
+    for video in unlisted_videos(job):
+        logger.warning("%s is no sample of this run", video)
     return job

@@ -3,7 +3,8 @@
 
 CONFIG is the configuration that scripts/sample.py left in its output folder, or any other with the same flags as there.
 Every file must be there, unchanged since it was written, decodable to its end, of the right length, size and rate, and
-its sidecar must state the right prompt, seed and settings. The exit status is 0 only if all of them are.
+its sidecar must state the right prompt, seed and settings; and no other videos may be in the samples' folders, which an
+evaluator may take for samples. The exit status is 0 only if all of that holds.
 """
 
 import argparse
@@ -47,10 +48,11 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     for finding in findings:
         print(finding.kind, job.output / finding.task.path, finding.reason, sep="\t")
-    for video in unlisted_videos(job):
+    unlisted = list(unlisted_videos(job))
+    for video in unlisted:
         print("unlisted", video, "no sample of this run", sep="\t")
     print(f"{len(job.tasks) - len(findings)} of {len(job.tasks)} samples in {job.output} are right")
-    return 1 if findings else 0
+    return 1 if findings or unlisted else 0
 
 
 if __name__ == "__main__":

@@ -245,6 +245,14 @@ def test_verification_of_whole_samples(job: Job, finished: Path, capsys: pytest.
     assert "4 of 4 samples" in capsys.readouterr().out
 
 
+def test_a_video_that_is_no_sample_is_found(job: Job, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stray = (job.output / job.tasks[0].path).with_name("a dog-0.mp4")
+    shutil.copy(job.output / job.tasks[0].path, stray)
+    assert load_script("verify_samples").main(list(flags(job, finished))) == 1
+    printed = capsys.readouterr().out
+    assert f"unlisted\t{stray}\t" in printed and "4 of 4 samples" in printed
+
+
 @pytest.mark.parametrize("damage", [truncate, corrupt, Path.unlink, lambda path: path.write_bytes(b"")])
 def test_a_damaged_video_is_found(
     job: Job, finished: Path, damage: Callable[[Path], Any], capsys: pytest.CaptureFixture[str]

@@ -127,7 +127,7 @@ def test_folders_that_cannot_be_scored(folders: Path, tmp_path: Path, script: Mo
 
 @pytest.mark.slow
 def test_a_sampling_run(checkpoint: Path, tmp_path: Path, script: ModuleType, caplog) -> None:
-    """From a configuration: verified, scored; and not scored once a video was touched."""
+    """From a configuration: verified, scored; not scored with a video too many, nor once a video was touched."""
     data = tmp_path / "data"
     for scenario in ROOT.glob("example/assets/physics_iq/**/*_trimmed-ball-falls.*"):
         target = data / scenario.relative_to(ROOT / "example" / "assets" / "physics_iq")
@@ -149,6 +149,10 @@ def test_a_sampling_run(checkpoint: Path, tmp_path: Path, script: ModuleType, ca
     assert script.main([str(config)]) == 0
     assert read_json(tmp_path / "out" / "scores" / "tiny_metrics.json")["scenario_views"] == 1
     video = job.output / job.tasks[0].path
+    stray = Path(shutil.copy(video, video.with_name("0002_perspective-left_trimmed-other.mp4")))
+    assert script.main([str(config)]) == 1
+    assert f"{stray.name} is not one of the benchmark's videos" in caplog.text
+    stray.unlink()
     video.write_bytes(video.read_bytes()[:-100])
     caplog.clear()
     assert script.main([str(config)]) == 1

@@ -102,10 +102,18 @@ def test_prompts_that_the_evaluator_does_not_know(script: ModuleType, config: Pa
 def test_some_dimensions_have_no_total(
     script: ModuleType, config: Path, evaluator: Path, tmp_path: Path, caplog
 ) -> None:
+    """Nor is the evaluator shown videos that are no samples."""
     settings = yaml.safe_load(config.read_text(encoding="utf-8")) | {"dimensions": ["color", "scene"]}
     fewer = tmp_path / "fewer.yaml"
     fewer.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    assert run(script, fewer, evaluator, tmp_path / "scores") == 0
+    stray = job_of(config).output / "color" / "a dog-0.mp4"
+    stray.write_bytes(b"a video")
+    try:
+        assert run(script, fewer, evaluator, tmp_path / "scores") == 0
+    finally:
+        stray.unlink()
+    assert f"{stray} is no sample of this run" in caplog.text
+    assert all("a dog-0.mp4" not in call["names"] for call in calls(evaluator))
     found = json.loads((tmp_path / "scores" / "vbench.json").read_text(encoding="utf-8"))
     assert found["total"] is None and len(found["missing"]) == 14
     assert "no totals without all 16 dimensions; missing: subject_consistency, " in caplog.text
