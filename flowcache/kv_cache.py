@@ -105,9 +105,10 @@ class CompressedKVCache(KVCache):
             )
         used = self.ledger.used
         positions = self._clean_positions(tokens)
-        self.last_kept = [
-            self._compact_layer(layer, tokens, keep, used, positions[layer]) for layer in range(self.geometry.layers)
-        ]
+        self.last_kept = []
+        for layer in range(self.geometry.layers):
+            with self.rows.edit(layer, used) as rows:
+                self.last_kept.append(self._compact_layer(rows, layer, tokens, keep, used, positions[layer]))
         self.ledger.compact(clean, keep)
         self._queries = {}
 
@@ -124,11 +125,13 @@ class CompressedKVCache(KVCache):
             raise RuntimeError("the cache was not reset for a video yet")
         return self._schedule
 
-    def _compact_layer(self, layer: int, tokens: int, keep: int, used: int, positions: Tensor | None) -> Tensor:
-        """Squeeze the first ``tokens`` of a layer to ``keep`` and move the whole chunks behind them up; returns what
-        was kept.
+    def _compact_layer(
+        self, rows: Tensor, layer: int, tokens: int, keep: int, used: int, positions: Tensor | None
+    ) -> Tensor:
+        """Squeeze the first ``tokens`` of a layer's ``rows`` to ``keep`` and move the whole chunks behind them up; returns
+        what was kept.
         """
-        region = self.memory[layer, :tokens]  # (L, G, 2d)
+        region = rows[:tokens]  # (L, G, 2d)
         keys = region[..., : self.geometry.head_width]
         queries = self._queries[layer]
         if self.config.score_dtype == "float32":
@@ -139,8 +142,8 @@ class CompressedKVCache(KVCache):
             kept = kept.sort(dim=-1).values
             self._positions[layer] = positions.gather(1, kept)
         index = kept.T[..., None].expand(-1, -1, region.shape[-1])
-        self.memory[layer, :keep] = region.gather(0, index)
-        self.memory[layer, keep : keep + used - tokens] = self.memory[layer, tokens:used].clone()
+        rows[:keep] = region.gather(0, index)
+        rows[keep : keep + used - tokens] = rows[tokens:used].clone()
         return kept.T
 
     def _clean_positions(self, tokens: int) -> list[Tensor | None]:
@@ -151,7 +154,7 @@ class CompressedKVCache(KVCache):
         if self.config.kept_order == "score":
             return [None] * layers
         first = self.ledger.whole[0] * self.geometry.chunk_tokens
-        device = self.memory.device
+        device = self.geometry.device
         fresh = first + torch.arange(tokens - self.ledger.kept, device=device).expand(groups, -1)
         if not self._positions:
             self._positions = [fresh.new_empty(groups, 0)] * layers

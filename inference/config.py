@@ -212,7 +212,7 @@ class EngineConfig(_Section):
     distill_nearly_clean_chunk_threshold: float
     shortcut_mode: Literal["8,16,16", "16,16,8"]
     distill: bool
-    kv_offload: bool
+    kv_offload: Switch  # published as true or false
     enable_cuda_graph: bool
 
     # Ours, absent from the published files.
@@ -355,8 +355,6 @@ def runtime_support_warnings(config: MagiConfig, ranks: int = 1) -> list[str]:
             f"engine_config.ulysses_overlap_degree {engine.ulysses_overlap_degree} is ignored: tokens are exchanged "
             "before they are computed with"
         )
-    if engine.kv_offload:
-        ignored.append("engine_config.kv_offload is ignored: keys and values stay on the model's device")
     if engine.enable_cuda_graph:
         ignored.append("engine_config.enable_cuda_graph is ignored: layers are launched one by one")
     return ignored

@@ -5,18 +5,21 @@ What a chunk may attend to is asked in chunks (``key_start``, from the schedule)
 Sources: docs/sampler.md, "KV cache" and "Which keys a chunk sees".
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from inference.kv_rows import DeviceRows, HostRows, Range, without
 from inference.schedule import Schedule, Step
 
 
 @dataclass(frozen=True)
 class KVGeometry:
-    """Sizes of a cache: layers, key/value groups, head width, tokens of a chunk and of a frame, dtype, device; and
-    query heads, which only the memory planned for the queries of a compressed cache depends on.
+    """Sizes of a cache: layers, key/value groups, head width, tokens of a chunk and of a frame, dtype, device; query
+    heads, which only the memory planned for the queries of a compressed cache depends on; and ``offload``, whether the
+    rows lie in host memory.
     """
 
     layers: int
@@ -27,6 +30,7 @@ class KVGeometry:
     dtype: torch.dtype
     device: torch.device
     heads: int = 0
+    offload: bool = False
 
     @property
     def bytes_per_token(self) -> int:
@@ -39,11 +43,16 @@ class KVCache:
 
     def __init__(self, geometry: KVGeometry) -> None:
         self.geometry = geometry
-        self.memory = torch.empty(0)
+        self.rows = (HostRows if geometry.offload else DeviceRows)(geometry.dtype, geometry.device)
 
     def reset(self, schedule: Schedule) -> None:
         """Make room for a new video and forget the last one."""
         self._allocate(self._capacity(schedule))
+
+    @property
+    def memory(self) -> Tensor:
+        """All rows (layers, tokens, G, 2d), wherever they lie."""
+        return self.rows.memory
 
     @property
     def bytes(self) -> int:
@@ -67,15 +76,20 @@ class KVCache:
         """Token range that ``chunk`` attends to: the chunks from ``key_start`` up to itself."""
         return key_start * self.geometry.chunk_tokens, self.span(chunk)[1]
 
+    def prepare(self, read: Iterable[Range], written: Iterable[Range]) -> None:
+        """A forward begins that reads and writes these token ranges of every layer, the written ones first."""
+        self.rows.prepare(without(tuple(read), tuple(written)))
+
     def write(self, layer: int, chunk: int, kv: Tensor) -> None:
         """Store the keys and values ``(chunk_tokens, G, 2d)`` of a chunk."""
-        start, end = self.span(chunk)
-        self.memory[layer, start:end] = kv
+        self.rows.write(layer, self.span(chunk)[0], kv)
 
     def view(self, layer: int, chunk: int, key_start: int) -> Tensor:
-        """Keys and values that ``chunk`` attends to, (tokens, G, 2d); a view of the memory."""
+        """Keys and values that ``chunk`` attends to, (tokens, G, 2d); a view of the memory, good until another layer is
+        asked for.
+        """
         start, end = self.visible(chunk, key_start)
-        return self.memory[layer, start:end]
+        return self.rows.layer(layer)[start:end]
 
     def keep_queries(self, layer: int, q: Tensor) -> None:
         """Offered at every forward of the window: the queries (N, H, d) of its newest chunk. The plain cache has no
@@ -97,6 +111,4 @@ class KVCache:
 
     def _allocate(self, chunks: int) -> None:
         g = self.geometry
-        shape = (g.layers, chunks * g.chunk_tokens, g.groups, 2 * g.head_width)
-        if tuple(self.memory.shape) != shape:
-            self.memory = torch.empty(shape, dtype=g.dtype, device=g.device)
+        self.rows.allocate((g.layers, chunks * g.chunk_tokens, g.groups, 2 * g.head_width))

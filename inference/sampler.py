@@ -66,6 +66,7 @@ def kv_geometry(config: MagiConfig, device: torch.device, ranks: int = 1) -> KVG
         dtype=model.dtype,
         device=device,
         heads=model.num_attention_heads // ranks,
+        offload=config.engine.kv_offload is True,
     )
 
 

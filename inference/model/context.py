@@ -47,6 +47,9 @@ class CachedAttention:
             raise ValueError(f"entries that stand alone must come last, got {self.entries}")
         for i in self._written:
             cache.enter(self.entries[i].chunk)
+        if self._written:
+            written = [self.entries[i] for i in self._written]
+            cache.prepare([self._visible(entry) for entry in written], [cache.span(entry.chunk) for entry in written])
 
     def key_counts(self) -> tuple[int, ...]:
         """Keys that each entry attends to."""

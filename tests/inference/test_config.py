@@ -220,9 +220,9 @@ def test_paths_mean_the_working_directory_first(tmp_path: Path, monkeypatch: pyt
 
 def test_ignored_options_are_told() -> None:
     large = " ".join(runtime_support_warnings(MagiConfig.from_json_dict(published("24B_base"))))
-    assert "cp_size 8" in large and "kv_offload" in large and "ulysses_overlap_degree" not in large
+    assert "cp_size 8" in large and "ulysses_overlap_degree" not in large
     assert "cp_size" not in " ".join(runtime_support_warnings(MagiConfig.from_json_dict(published("24B_base")), 8))
     data = published()
-    data["engine_config"] |= {"kv_offload": False, "enable_cuda_graph": True, "ulysses_overlap_degree": 2}
+    data["engine_config"] |= {"enable_cuda_graph": True, "ulysses_overlap_degree": 2}
     told = " ".join(runtime_support_warnings(MagiConfig.from_json_dict(data)))
-    assert "enable_cuda_graph" in told and "ulysses_overlap_degree 2" in told and "kv_offload" not in told
+    assert "enable_cuda_graph" in told and "ulysses_overlap_degree 2" in told

@@ -1,0 +1,79 @@
+"""Host memory that a GPU reads and writes by itself, while it computes (docs/memory.md, "Host memory")."""
+
+import logging
+import math
+import weakref
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+def host_tensor(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Uninitialised memory on the host; page-locked where ``device``, which will exchange it, is a GPU.
+
+    Where the system does not lock so much, the memory stays ordinary: slower, and nothing else.
+    """
+    # torch's own pinned memory comes in powers of two: up to twice as much as is asked for.
+    memory = torch.empty(math.prod(shape) * dtype.itemsize, dtype=torch.uint8)
+    if device.type == "cuda" and memory.numel():
+        _lock(memory)
+    return memory.view(dtype).view(*shape)
+
+
+def _lock(memory: Tensor) -> None:
+    runtime, address = torch.cuda.cudart(), memory.data_ptr()
+    error = int(runtime.cudaHostRegister(address, memory.numel(), 0))
+    if error:
+        logger.warning(
+            "%.1f GB of host memory could not be locked (CUDA error %d): copies to the GPU will wait for each other; "
+            "see `ulimit -l`",
+            *(memory.numel() / 1e9, error),
+        )
+        return
+    unlock = weakref.finalize(memory.untyped_storage(), _unlock, address)
+    unlock.atexit = False  # the system does that itself, and CUDA may be gone by then
+
+
+def _unlock(address: int) -> None:
+    torch.cuda.synchronize()  # copies may still be under way
+    torch.cuda.cudart().cudaHostUnregister(address)
+
+
+class SideStream:
+    """Copies beside the computation on a GPU; on other devices they are made at once.
+
+    Args:
+        device: where the computation runs, on its current stream.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Memory on the device that both the computation and this stream use."""
+        memory = torch.empty(tuple(shape), dtype=dtype, device=self.device)
+        if self.stream is not None:
+            memory.record_stream(self.stream)
+        return memory
+
+    def copy(self, target: Tensor, source: Tensor) -> None:
+        """Copy once everything is done that was asked of the computation, and of this stream, so far."""
+        if self.stream is None:
+            target.copy_(source)
+            return
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
+            target.copy_(source, non_blocking=True)
+
+    def mark(self) -> torch.cuda.Event | None:
+        """The point up to which copies have been asked for, for ``wait``."""
+        return None if self.stream is None else self.stream.record_event()
+
+    def wait(self, mark: torch.cuda.Event | None) -> None:
+        """What is computed from now on sees the copies made before ``mark``."""
+        if mark is not None:
+            torch.cuda.current_stream(self.device).wait_event(mark)
