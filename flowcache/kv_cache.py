@@ -5,15 +5,17 @@ Source: arXiv 2602.10825; docs/flowcache.md, "When the cache is compressed".
 The memory is allocated once, ``total_cache_chunk_nums`` chunks per layer. When it is full and another chunk is about
 to enter, the clean chunks (with what earlier compressions kept of their predecessors) give up one chunk's room; every
 layer and every key/value group keeps its own tokens. Where tokens lie is the ledger's business, which are kept that
-of ``scoring``.
+of ``keep_rules`` and ``scoring``, and what becomes of the others that of ``merging``.
 """
 
 import torch
 from torch import Tensor
 
 from flowcache.config import CompressionConfig
+from flowcache.keep_rules import Candidates, keep_score, lower_unreachable
 from flowcache.ledger import Ledger
-from flowcache.scoring import Selection, mixed_score, queries_kept, select, select_queries
+from flowcache.merging import TokenMerger, merger_bytes
+from flowcache.scoring import Selection, queries_kept, select, select_queries
 from inference.kv_cache import KVCache, KVGeometry
 from inference.schedule import Schedule, Step
 
@@ -37,7 +39,9 @@ class CompressedKVCache(KVCache):
         # reports.
         self.last_kept: list[Tensor] = []
         self._schedule: Schedule | None = None
-        self._queries: dict[int, Tensor] = {}
+        self._merger: TokenMerger | None = None
+        # Per layer: queries of the newest chunks, by the chunk that was newest.
+        self._queries: dict[int, dict[int, Tensor]] = {}
         self._positions: list[Tensor] = []
 
     def reset(self, schedule: Schedule) -> None:
@@ -52,17 +56,22 @@ class CompressedKVCache(KVCache):
         self._schedule = schedule
         self._queries = {}
         self._positions = []
+        self._merger = TokenMerger(self.geometry) if self.config.merge_dropped else None
 
     def planned_bytes(self, schedule: Schedule) -> int:
-        """With the queries kept for scoring, and original positions and kept indices as 64-bit numbers."""
+        """With the queries kept for scoring, original positions and kept indices as 64-bit numbers, and what merging
+        keeps.
+        """
         planned, capacity = super().planned_bytes(schedule), self._capacity(schedule)
         if capacity == schedule.chunk_num:
             return planned
         g = self.geometry
         queries = queries_kept(self.config.query_granularity, g.chunk_tokens, g.frame_tokens)
+        queries *= self.config.query_chunks if self.config.keep_rule == "importance" else 0
         kept = (capacity - schedule.window_size) * g.chunk_tokens * g.groups
         tables = 2 if self.config.kept_order == "position" else 1
-        return planned + g.layers * (queries * g.heads * g.head_width * g.dtype.itemsize + 8 * tables * kept)
+        merging = merger_bytes(g, kept) if self.config.merge_dropped else 0
+        return planned + merging + g.layers * (queries * g.heads * g.head_width * g.dtype.itemsize + 8 * tables * kept)
 
     def enter(self, chunk: int) -> None:
         self.ledger.enter(chunk)
@@ -75,16 +84,24 @@ class CompressedKVCache(KVCache):
 
     def keep_queries(self, layer: int, q: Tensor) -> None:
         """Remember the queries (N, H, d) of the newest chunk just computed, where the stage under way ends with a
-        compression.
+        compression; those of several chunks, where so many score, before that too.
 
         A stage begins with a chunk that is always computed, so the latest queries of such a stage are the ones to
         score with. In three-pass models the pass that writes the cache comes last and its queries are the ones that
         stay.
         """
-        if not self._room_is_needed():
+        schedule, several = self._require_schedule(), self.config.query_chunks
+        if self._capacity(schedule) == schedule.chunk_num:
+            return
+        if self._merger is not None:
+            self._merger.observe(layer, q)
+        if self.config.keep_rule != "importance" or not (self._room_is_needed() or several > 1):
             return
         chosen = select_queries(q, self.config.query_granularity, self.geometry.frame_tokens)
-        self._queries[layer] = chosen.clone()  # not a view, which would hold the whole layer's queries
+        known = self._queries.setdefault(layer, {})
+        known[self.ledger.whole[-1]] = chosen.clone()  # not a view, which would hold the whole layer's queries
+        while len(known) > several:
+            del known[min(known)]
 
     def compacts_after(self, step: Step) -> bool:
         newest = step.window[-1]
@@ -105,12 +122,31 @@ class CompressedKVCache(KVCache):
             )
         used = self.ledger.used
         positions = self._clean_positions(tokens)
+        reach = 0
+        if self.config.drop_unreachable:
+            reach = self._first_reachable(step) * chunk
+            reachable = max(int((place >= reach).sum(dim=1).max()) for place in positions if place is not None)
+            # What no window reaches need not even fill the room that it might have.
+            keep = min(keep, reachable) or keep
         self.last_kept = []
         for layer in range(self.geometry.layers):
             with self.rows.edit(layer, used) as rows:
-                self.last_kept.append(self._compact_layer(rows, layer, tokens, keep, used, positions[layer]))
+                self.last_kept.append(self._compact_layer(rows, layer, tokens, keep, used, positions[layer], reach))
         self.ledger.compact(clean, keep)
-        self._queries = {}
+        # With the queries of the chunk that enters next they will be those of query_chunks chunks.
+        oldest = step.window[-1].chunk + 2 - self.config.query_chunks
+        self._queries = {
+            layer: {chunk: q for chunk, q in known.items() if chunk >= oldest} for layer, known in self._queries.items()
+        }
+
+    def _first_reachable(self, step: Step) -> int:
+        """The earliest chunk that any key window of the steps after ``step`` reaches."""
+        reached = []
+        for later in self._require_schedule().steps[step.number + 1 :]:
+            reached += [entry.key_start for entry in later.window]
+            if later.clean is not None:
+                reached.append(later.clean_key_start)
+        return min(reached)
 
     def _capacity(self, schedule: Schedule) -> int:
         return min(self.config.total_cache_chunk_nums, schedule.chunk_num)
@@ -126,25 +162,38 @@ class CompressedKVCache(KVCache):
         return self._schedule
 
     def _compact_layer(
-        self, rows: Tensor, layer: int, tokens: int, keep: int, used: int, positions: Tensor | None
+        self, rows: Tensor, layer: int, tokens: int, keep: int, used: int, positions: Tensor | None, reach: int
     ) -> Tensor:
-        """Squeeze the first ``tokens`` of a layer's ``rows`` to ``keep`` and move the whole chunks behind them up; returns
-        what was kept.
+        """Squeeze the first ``tokens`` of a layer's ``rows`` to ``keep`` and move the whole chunks behind them up;
+        returns what was kept.
         """
         region = rows[:tokens]  # (L, G, 2d)
-        keys = region[..., : self.geometry.head_width]
-        queries = self._queries[layer]
-        if self.config.score_dtype == "float32":
-            queries, keys = queries.float(), keys.float()
-        score = mixed_score(queries, keys, self.selection.mix_lambda, positions)
-        kept = select(score, keep, self.selection, positions)  # (G, keep)
+        kept = self._choose(layer, region[..., : self.geometry.head_width], keep, positions, reach)
+        forgotten = None
         if positions is not None:
             kept = kept.sort(dim=-1).values
+            forgotten = positions < reach
             self._positions[layer] = positions.gather(1, kept)
-        index = kept.T[..., None].expand(-1, -1, region.shape[-1])
-        rows[:keep] = region.gather(0, index)
+        if self._merger is None:
+            squeezed = region.gather(0, kept.T[..., None].expand(-1, -1, region.shape[-1]))
+        else:
+            squeezed = self._merger.merge(layer, region, kept, forgotten)
+        rows[:keep] = squeezed
         rows[keep : keep + used - tokens] = rows[tokens:used].clone()
         return kept.T
+
+    def _choose(self, layer: int, keys: Tensor, keep: int, positions: Tensor | None, reach: int) -> Tensor:
+        """Indices (G, keep) of the tokens of ``keys`` (L, G, d) that stay, best first."""
+        queries = None
+        if self.config.keep_rule == "importance":
+            queries = torch.cat(list(self._queries[layer].values()))
+        if self.config.score_dtype == "float32":
+            queries, keys = None if queries is None else queries.float(), keys.float()
+        candidates = Candidates(queries, keys, positions, layer, self.geometry.frame_tokens, self.selection.mix_lambda)
+        score = keep_score(self.config.keep_rule, candidates, self.config.shared_mask)
+        if positions is not None and reach:
+            score = lower_unreachable(score, positions, reach)
+        return select(score, keep, self.selection, positions)
 
     def _clean_positions(self, tokens: int) -> list[Tensor | None]:
         """Original position in the video of every clean token, (G, tokens) per layer; Nones where the published order
