@@ -151,7 +151,7 @@ def measure_video(config: MagiConfig, dit: VideoDiT, method: Method) -> dict[str
     most = {"cache": 0, "latents": 0}
 
     def watch(step: Any) -> None:
-        most["cache"] = max(most["cache"], storage_bytes(tensors_in(vars(cache))))
+        most["cache"] = max(most["cache"], storage_bytes(tensors_in((vars(cache), vars(cache.rows)))))
         most["latents"] = max(most["latents"], storage_bytes(_remembered(policy)))
 
     sampler = Sampler(dit, config, cache, policy)

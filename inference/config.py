@@ -222,6 +222,7 @@ class EngineConfig(_Section):
     offload_t5: Switch = "auto"
     offload_vae: Switch = "auto"
     overlap_decode: Switch = "auto"
+    stream_weights: Switch = "auto"
 
 
 class MagiConfig(_Section):

@@ -5,6 +5,7 @@ read and which it will write; where the tokens of the video lie among the rows i
 Source: docs/memory.md, "Keys and values in host memory".
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -130,7 +131,7 @@ def without(ranges: Sequence[Range], taken: Sequence[Range]) -> list[Range]:
     """The tokens of ``ranges`` that are in none of ``taken``, as ascending ranges that do not touch."""
     edges = sorted({edge for some in (*ranges, *taken) for edge in some})
     wanted: list[Range] = []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         inside = any(a <= start and end <= b for a, b in ranges) and not any(a <= start and end <= b for a, b in taken)
         if inside and wanted and wanted[-1][1] == start:
             wanted[-1] = (wanted[-1][0], end)

@@ -37,6 +37,7 @@ from inference.model.attention import resolve_backend
 from inference.model.compiling import compile_layers
 from inference.model.dit import VideoDiT
 from inference.model.fp8 import DEQUANTISE, resolve_fp8_matmul
+from inference.model.streaming import stream_layers
 from inference.model.vae import ViTVAE, load_vae
 from inference.model.vae_codec import VaeCodec, tiles_for
 from inference.model.weights import check_weights, checkpoint_directory, load_weights
@@ -189,7 +190,10 @@ class MagiPipeline:
         tiles = tiles_for(vae, runtime.fps, (runtime.video_size_h, runtime.video_size_w))
         codec = VaeCodec(vae, runtime.scale_factor, runtime.fps, tiles, parallel.map, residency)
         t5 = prompt_encoder(config, t5_directory, device, budget) if parallel.is_first else None
-        load_weights(dit, weights, device=device, name="transformer")
+        streamed = config.engine.stream_weights is True
+        load_weights(dit, weights, device="cpu" if streamed else device, name="transformer")
+        if streamed:
+            stream_layers(dit, device)
         return cls(config, dit.eval(), codec, t5, tokens, device, parallel)
 
     def frames(

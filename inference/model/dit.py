@@ -7,7 +7,7 @@ and knows neither schedule nor caching.
 Shape letters: E entries, N tokens of a chunk, D hidden width, H heads, G key/value groups, d head width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -203,9 +203,12 @@ class Blocks(nn.Module):
             for index in range(config.num_layers)
         )
         self.final_layernorm = OnePlusLayerNorm(config.hidden_size, config.layernorm_epsilon, dtype)
+        # The same layers one after the other, where their weights are fetched one after the other
+        # (``inference.model.streaming``).
+        self.streamed: Iterable[nn.Module] | None = None
 
     def forward(self, x: Tensor, inputs: _Inputs) -> Tensor:
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.layers if self.streamed is None else self.streamed):
             x = layer(x, replace(inputs, layer=index))
         return self.final_layernorm(x)
 
