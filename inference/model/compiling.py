@@ -10,7 +10,7 @@ def compile_layers(dit: VideoDiT, backend: str | Callable[..., Any] = "inductor"
     """Let ``torch.compile`` have the layers of ``dit``, which is returned; compiled is at their first forwards.
 
     Layers of one make share what was compiled. Attention stays outside (it is a kernel already), so a layer is
-    compiled in two parts. Sizes that were seen to change, as the number of chunks does, become variables.
+    compiled in parts. Sizes that were seen to change, as the number of chunks does, become variables.
 
     Args:
         backend: what compiles, as ``torch.compile`` takes it.
