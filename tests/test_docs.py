@@ -125,7 +125,7 @@ def flags_of(command: str) -> set[str]:
     # Dataclasses look up the module they are defined in.
     sys.modules[spec.name] = script
     spec.loader.exec_module(script)
-    with redirect_stdout(StringIO()) as said, pytest.raises(SystemExit, match="^0$"):
+    with redirect_stdout(StringIO()) as said, pytest.raises(SystemExit, match=r"^0$"):
         script.main(["--help"])
     return {flag.replace("-", "_") for flag in FLAG.findall(said.getvalue())}
 
