@@ -33,6 +33,7 @@ from inference.config import (
 from inference.decode_ahead import decode_ahead, overlaps
 from inference.kv_cache import KVCache
 from inference.media import select_prefix_frames
+from inference.memory import transformer_size
 from inference.model.attention import resolve_backend
 from inference.model.compiling import compile_layers
 from inference.model.dit import VideoDiT
@@ -45,7 +46,7 @@ from inference.parallel.group import ALONE, ContextParallel
 from inference.parallel.launch import check_ranks
 from inference.prompt import ChunkCaptions, PromptFlags, SpecialTokens, assemble_captions
 from inference.record import RunRecord
-from inference.residency import MemoryBudget, module_bytes
+from inference.residency import MemoryBudget
 from inference.reuse import ReusePolicy
 from inference.sampler import CleanChunk, Sampler, StepCallback, kv_geometry, make_schedule
 from inference.schedule import Schedule
@@ -185,7 +186,7 @@ class MagiPipeline:
         vae_dtype = config.model.dtype if device.type == "cuda" else torch.float32
         vae = load_vae(vae_directory, dtype=vae_dtype)
         check_vae(vae, vae_directory)
-        budget = MemoryBudget(device, module_bytes(dit) + kv_cache_bytes(config, device, parallel.ranks))
+        budget = MemoryBudget(device, resident_bytes(config, device, parallel.ranks))
         residency = budget.place("VAE", vae, device, config.engine.offload_vae)
         tiles = tiles_for(vae, runtime.fps, (runtime.video_size_h, runtime.video_size_w))
         codec = VaeCodec(vae, runtime.scale_factor, runtime.fps, tiles, parallel.map, residency)
@@ -362,10 +363,15 @@ def check_vae(vae: ViTVAE, directory: Path) -> None:
         )
 
 
-def kv_cache_bytes(config: MagiConfig, device: torch.device, ranks: int) -> int:
-    """Bytes that each of ``ranks`` needs for the keys and values of a whole video without a prefix."""
-    geometry = kv_geometry(config, device, ranks)
-    return plan(config, 0)[1].chunk_num * geometry.chunk_tokens * geometry.bytes_per_token
+def resident_bytes(config: MagiConfig, device: torch.device, ranks: int) -> int:
+    """Bytes that the transformer and the keys and values of a whole video without a prefix take on the device of each
+    of ``ranks``; of what passes through from host memory two layers.
+    """
+    size, geometry = transformer_size(config), kv_geometry(config, device, ranks)
+    weights = size.streamed if config.engine.stream_weights is True else size.bytes
+    kept_layers = min(2, geometry.layers) if geometry.offload else geometry.layers
+    tokens = plan(config, 0)[1].chunk_num * geometry.chunk_tokens
+    return weights + tokens * geometry.bytes_per_token // geometry.layers * kept_layers
 
 
 def load_transformer(config: MagiConfig, device: torch.device) -> VideoDiT:

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from inference.config import load_config
-from inference.pipeline import MagiPipeline, Sample
+from inference.config import MagiConfig, load_config
+from inference.pipeline import MagiPipeline, Sample, resident_bytes
 from inference.residency import MemoryBudget, Residency, module_bytes, should_offload
 from inference.text_features import PromptEncoder
+from tests.tiny import tiny_config, tiny_dit
 
 CPU = torch.device("cpu")
 
@@ -90,6 +91,23 @@ def test_the_budget_is_spent_in_order() -> None:
 def tied_model_on(device: torch.device) -> nn.Module:
     with device:
         return tied_model()
+
+
+def test_what_the_transformer_and_its_cache_take() -> None:
+    config = tiny_config(num_frames=48)  # two layers, as many as are kept of what lies in host memory
+    held = resident_bytes(config, CPU, 1)
+    # Chunks, tokens of a chunk, layers, groups, keys and values, head width, bytes of a number.
+    kv = 2 * config.tokens_per_chunk * 2 * 4 * 2 * 8 * 4
+    assert held == module_bytes(tiny_dit(config)) + kv
+    deep = MagiConfig.from_json_dict(deeper(config.to_json_dict(), 6))
+    layer = (resident_bytes(deep, CPU, 1) - held) // 4
+    away = deep.with_overrides(kv_offload=True, stream_weights=True)
+    assert resident_bytes(away, CPU, 1) == held and layer > kv // 2
+    assert resident_bytes(deep.with_overrides(kv_offload=True), CPU, 1) == held + 4 * (layer - kv // 2)
+
+
+def deeper(contents: dict[str, Any], layers: int) -> dict[str, Any]:
+    return contents | {"model_config": contents["model_config"] | {"num_layers": layers}}
 
 
 @pytest.mark.parametrize("setting", ["auto", True, False])
