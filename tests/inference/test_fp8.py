@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from inference.model.fp8 import Fp8Linear, exact_product, resolve_fp8_matmul, scaled_mm_problem, scaled_product
+from inference.pipeline import load_transformer
 from tests.tiny import tiny_config, tiny_dit
 
 CPU = torch.device("cpu")
@@ -81,3 +82,15 @@ def test_every_fp8_layer_of_a_transformer_is_told() -> None:
         layers = [module for module in dit.modules() if isinstance(module, Fp8Linear)]
         assert len(layers) == 7  # q, qx, k, v, linear_proj, linear_fc1, linear_fc2 of the layer in the middle
         assert {layer.matmul for layer in layers} == {choice}
+
+
+@on_this_cpu
+def test_the_configuration_says_how_a_transformer_computes() -> None:
+    config = tiny_config(fp8=True)
+    assert load_transformer(config, CPU).fp8_matmul == "dequantise"
+    chosen = config.with_overrides(fp8_matmul="scaled_mm", attention_backend="eager", compile=True)
+    dit = load_transformer(chosen, CPU)
+    assert (dit.fp8_matmul, dit.backend) == ("scaled_mm", "eager")
+    assert load_transformer(tiny_config().with_overrides(fp8_matmul="scaled_mm"), CPU).fp8_matmul is None
+    with pytest.raises(ValueError, match="attention_backend 'flash2' cannot be used: "):
+        load_transformer(config.with_overrides(attention_backend="flash2"), CPU)
