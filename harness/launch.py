@@ -14,6 +14,9 @@ from harness.device import choose_device
 from inference.config import MagiConfig
 from inference.parallel.launch import check_ranks
 
+# After Ctrl-C; torchrun itself leaves 30 s, in which a busy machine does not always come to close the video.
+SECONDS_TO_END = 300
+
 
 def launched_rank() -> int | None:
     """This process's number among those that torchrun started; None where it was started by hand."""
@@ -56,6 +59,7 @@ def share_among(gpus: int | None, device: str, config: MagiConfig, script: Path,
     if chosen.type == "cuda" and (chosen.index is not None or gpus > torch.cuda.device_count()):
         count = torch.cuda.device_count()
         raise ValueError(f"--gpus {gpus} on --device {device}: {count} CUDA devices can be used here; try --device cpu")
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_END))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}"]
     os.execv(sys.executable, [*launcher, str(script), *arguments])
 

@@ -89,6 +89,10 @@ class Lookout:
         self._verdict.set()
         # Ends what waits for the lost rank on the device; over gloo nothing does.
         dist.group.WORLD.abort()
+        # Here, since what the rank is in the middle of may take a while to end; and last, since an interrupted main
+        # thread may hold the lock of a log handler.
+        if lost != STOPPED:
+            logger.error("%s: the run cannot go on", self.verdict())
 
     def _tell(self, word: int) -> None:
         for peer in self._peers:

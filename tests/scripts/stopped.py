@@ -54,14 +54,15 @@ def process_of(torchrun: int, rank: int) -> int:
     return next(child for child, its in variables.items() if f"RANK={rank}".encode() in its)
 
 
-def assert_partial_video(folder: Path, stem: str) -> dict[str, Any]:
-    """``stem`` is a playable file of whole chunks, described by its own sidecar, which is given."""
+def assert_partial_video(folder: Path, stem: str, picture: bool = True) -> dict[str, Any]:
+    """``stem`` is a playable file of whole chunks, described by its own sidecar, which is given, and a ``picture``."""
     info = probe_video(folder / f"{stem}.mp4")
     assert info.frames > 0 and info.frames % 24 == 0
     assert info.duration == pytest.approx(info.frames / 24, abs=1e-3)
     sidecar = json.loads((folder / f"{stem}.json").read_text(encoding="utf-8"))
     assert (sidecar["stopped"], sidecar["video"]) == (True, f"{stem}.mp4")
     assert sidecar["frames"]["written"] == info.frames < sidecar["config"]["runtime_config"]["num_frames"]
-    with Image.open(folder / f"{stem}.reuse.png") as picture:
-        picture.load()
+    if picture:
+        with Image.open(folder / f"{stem}.reuse.png") as image:
+            image.load()
     return sidecar

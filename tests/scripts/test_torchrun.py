@@ -82,7 +82,6 @@ def test_two_processes_make_the_video_of_one(generate: Run, start_process: Start
     assert (frames[0].to(torch.int16) - frames[1].to(torch.int16)).abs().float().mean() < 0.5
 
 
-@pytest.mark.skip(reason="not reliable on a busy machine yet: how torchrun's processes end is being reworked")
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the processes of torchrun in /proc")
 def test_a_killed_process_leaves_what_is_done(start_process: Start, tmp_path: Path) -> None:
@@ -90,13 +89,15 @@ def test_a_killed_process_leaves_what_is_done(start_process: Start, tmp_path: Pa
     process = start_process(tmp_path, "--num_frames", "9600", *TWO)
     said = stop(process, signal.SIGKILL, at_step=14, to=1)
     assert process.returncode == 1, said
-    assert "rank 1 has ended" in said and "Traceback" not in said
+    assert "rank 1 has ended: the run cannot go on" in said
+    # torchrun's own, of which no rank adds one.
+    assert said.count("Traceback (most recent call last)") == said.count("errors.ChildFailedError: ") == 1, said
     assert "video.partial.mp4 has the" in said and "the older video.mp4 is unchanged" in said
-    sidecar = assert_partial_video(tmp_path, "video.partial")
+    # torchrun leaves 30 s, in which a busy machine may not come to the picture.
+    sidecar = assert_partial_video(tmp_path, "video.partial", picture=False)
     assert sidecar["frames"]["written"] >= 3 * 24 and sidecar["ranks"]["count"] == 2
 
 
-@pytest.mark.skip(reason="not reliable on a busy machine yet: how torchrun's processes end is being reworked")
 @pytest.mark.slow
 def test_ctrl_c_stops_all_and_keeps_what_is_done(start_process: Start, tmp_path: Path) -> None:
     process = start_process(tmp_path, "--num_frames", "9600", *TWO)
