@@ -74,6 +74,7 @@ def describe_run(
         "work": record.summary() | {"flop_estimate": run_flops(size, record.forwards)},
         "kv_cache_bytes": report.kv_cache_bytes,
         "placement": pipeline.placement(),
+        "memory_plan": None if pipeline.memory is None else pipeline.memory.to_json_dict(),
         "text_from_cache": report.text_from_cache,
         "seconds": {stage: round(seconds, 3) for stage, seconds in report.seconds.items()},
         "peak_memory_bytes": peak_memory(device),

@@ -61,6 +61,10 @@ class KVCache:
 
     def planned_bytes(self, schedule: Schedule) -> int:
         """What the cache will hold of a video at most; nothing is allocated."""
+        return self.planned_rows(schedule)
+
+    def planned_rows(self, schedule: Schedule) -> int:
+        """The keys and values among ``planned_bytes``."""
         return self._capacity(schedule) * self.geometry.chunk_tokens * self.geometry.bytes_per_token
 
     def enter(self, chunk: int) -> None:

@@ -58,18 +58,24 @@ class TransformerSize:
 class MemoryEstimate:
     """Bytes of the parts of a run; ``activations`` and ``decode`` are peaks of stages, the others last.
 
-    ``kv_layer``: the part of the KV cache that belongs to one layer.
+    ``kv_cache``: rows and tables together. ``kv_rows``: keys and values, ``kv_tables``: what a compressed cache knows
+    of them besides. ``kv_layer``: the rows of one layer.
     """
 
     transformer: TransformerSize
     text_encoder: int
     vae: int
-    kv_cache: int
+    kv_rows: int
+    kv_tables: int
     kv_layer: int
     captions: int
     latents: int
     activations: Peak
     decode: Peak
+
+    @property
+    def kv_cache(self) -> int:
+        return self.kv_rows + self.kv_tables
 
 
 def transformer_size(config: MagiConfig) -> TransformerSize:
@@ -169,13 +175,15 @@ def estimate(
     vit, dtype = vae_config(config), vae_dtype(config, device)
     tiles = tiles_for(_small_vae(vit), runtime.fps, (runtime.video_size_h, runtime.video_size_w))
     geometry = kv_geometry(config, torch.device("cpu"), ranks)
-    kv_cache = make_cache(geometry).planned_bytes(schedule)
+    cache = make_cache(geometry)
+    rows = cache.planned_rows(schedule)
     return MemoryEstimate(
         transformer=transformer_size(config),
         text_encoder=text_encoder_bytes(config),
         vae=vae_bytes(vit, dtype),
-        kv_cache=kv_cache,
-        kv_layer=kv_cache // geometry.layers,
+        kv_rows=rows,
+        kv_tables=cache.planned_bytes(schedule) - rows,
+        kv_layer=rows // geometry.layers,
         captions=captions_bytes(config, schedule),
         latents=latents_bytes(config, schedule, reuse),
         activations=forward_peak(config.model, shape, fp8=config.engine.fp8_quant, ranks=ranks),

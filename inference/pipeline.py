@@ -34,6 +34,7 @@ from inference.decode_ahead import decode_ahead, overlaps
 from inference.kv_cache import KVCache
 from inference.media import select_prefix_frames
 from inference.memory import transformer_size
+from inference.memory_plan import MemoryPlan, plan_run
 from inference.model.attention import resolve_backend
 from inference.model.compiling import compile_layers
 from inference.model.dit import VideoDiT
@@ -46,7 +47,7 @@ from inference.parallel.group import ALONE, ContextParallel
 from inference.parallel.launch import check_ranks
 from inference.prompt import ChunkCaptions, PromptFlags, SpecialTokens, assemble_captions
 from inference.record import RunRecord
-from inference.residency import MemoryBudget
+from inference.residency import MemoryBudget, free_bytes
 from inference.reuse import ReusePolicy
 from inference.sampler import CleanChunk, Sampler, StepCallback, kv_geometry, make_schedule
 from inference.schedule import Schedule
@@ -142,6 +143,7 @@ class MagiPipeline:
         dit, vae, t5, tokens: the loaded models; ``load`` builds them from the configuration. Of several ranks only
             the first needs the text encoder ``t5``.
         parallel: the ranks that make videos together; each has a pipeline and makes the same calls.
+        memory: what was decided about the device's memory; None on a CPU, where nothing is.
     """
 
     def __init__(
@@ -153,6 +155,7 @@ class MagiPipeline:
         tokens: SpecialTokens | None,
         device: torch.device,
         parallel: ContextParallel = ALONE,
+        memory: MemoryPlan | None = None,
     ) -> None:
         self.config = config
         self.dit = dit
@@ -161,11 +164,20 @@ class MagiPipeline:
         self.tokens = tokens
         self.device = device
         self.parallel = parallel
+        self.memory = memory
         self.overlap = overlaps(config.engine.overlap_decode, device, parallel.ranks, vae.residency.offload)
 
     @classmethod
-    def load(cls, config: MagiConfig, device: torch.device, parallel: ContextParallel = ALONE) -> "MagiPipeline":
-        """Load every model that ``config`` names.
+    def load(
+        cls,
+        config: MagiConfig,
+        device: torch.device,
+        parallel: ContextParallel = ALONE,
+        make_cache: CacheFactory = KVCache,
+    ) -> "MagiPipeline":
+        """Load every model that ``config`` names; on a GPU what is "auto" about its memory is decided here.
+
+        ``make_cache``, which the videos will use, tells how much room keys and values need.
 
         Raises:
             FileNotFoundError, ValueError, WeightsError: a path that does not exist, a file that is not what it should
@@ -174,6 +186,10 @@ class MagiPipeline:
         check_ranks(config, parallel.ranks)
         for warning in runtime_support_warnings(config, parallel.ranks):
             logger.warning(warning)
+        memory = None
+        if device.type == "cuda":
+            schedule = plan(config, 0)[1]
+            config, memory = plan_run(config, schedule, device, free_bytes(device), make_cache, parallel.ranks)
         runtime = config.runtime
         # All paths and headers first: what is missing should not show up after minutes of loading something else.
         weights = checkpoint_directory(config)
@@ -195,7 +211,7 @@ class MagiPipeline:
         load_weights(dit, weights, device="cpu" if streamed else device, name="transformer")
         if streamed:
             stream_layers(dit, device)
-        return cls(config, dit.eval(), codec, t5, tokens, device, parallel)
+        return cls(config, dit.eval(), codec, t5, tokens, device, parallel, memory)
 
     def frames(
         self,
