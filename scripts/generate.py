@@ -164,7 +164,7 @@ def generate(args: argparse.Namespace, argv: list[str]) -> None:
     report = RunReport()
     with context_parallel(config, device) as parallel:
         with report.timed("load"):
-            pipeline = MagiPipeline.load(config, device, parallel)
+            pipeline = MagiPipeline.load(config, device, parallel, method.make_cache)
         if parallel.is_first:
             announce(pipeline, method, schedule)
             leave_video(args, pipeline, method, sample, report, schedule.total_steps)

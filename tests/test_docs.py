@@ -36,6 +36,7 @@ COMMANDS = (
     "scripts/score_physicsiq.py",
     "scripts/score_vbench.py",
     "scripts/calibrate.py",
+    "scripts/check_model.py",
     "scripts/download.py",
 )
 # Programs of others: their flags and file names are not ours.
