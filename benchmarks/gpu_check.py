@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out_dir", nargs="?", type=Path, default=REPOSITORY_ROOT / "benchmarks/results")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, ..., or cpu (default: %(default)s)")
-    parser.add_argument("--small", action="store_true", help="tiny sizes: the same code in a minute on a CPU")
+    parser.add_argument("--small", action="store_true", help="tiny sizes: the same code in a minute or two on a CPU")
     parser.add_argument(
         "--golden", type=Path, default=REPOSITORY_ROOT / "tests/golden", help="folder of reference data"
     )
