@@ -65,6 +65,19 @@ KINDS: dict[str, float] = {
     "pair": 0.08,
     "collide": 0.04,
 }
+# The same for the clips of the transformer's training: what is hard to draw or rare is practised more.
+PRACTISED: dict[str, float] = {
+    "slide": 0.15,
+    "bounce": 0.07,
+    "pulse": 0.09,
+    "still": 0.03,
+    "spin": 0.25,
+    "roll": 0.05,
+    "hide": 0.04,
+    "pan": 0.04,
+    "pair": 0.22,
+    "collide": 0.06,
+}
 
 _SHAPE_WORDS = {
     "circle": ("circle", "ball", "disc"),
@@ -187,12 +200,17 @@ def _sample_bodies(rng: np.random.Generator, kind: str) -> tuple[Body, ...]:
     return (_sample_body(rng, motion.get(kind, kind)),)
 
 
-def sample_scene(rng: np.random.Generator, held_out: bool | None = False, kind: str | None = None) -> Scene:
-    """Draw a scene, of one kind if given. `held_out`: False gives only combinations for training, True only the
-    others, None any.
+def sample_scene(
+    rng: np.random.Generator,
+    held_out: bool | None = False,
+    kind: str | None = None,
+    shares: dict[str, float] = KINDS,
+) -> Scene:
+    """Draw a scene, of one kind if given, else of each as often as `shares` says. `held_out`: False gives only
+    combinations for training, True only the others, None any.
     """
     while True:
-        chosen = kind or str(rng.choice(list(KINDS), p=list(KINDS.values())))
+        chosen = kind or str(rng.choice(list(shares), p=list(shares.values())))
         background = _pick(rng, TEXTURED if chosen == "pan" else list(BACKGROUNDS))
         bodies = _sample_bodies(rng, chosen)
         if held_out is None or any(is_held_out(background, body) for body in bodies) == held_out:

@@ -16,6 +16,8 @@ WALL_COLOUR = (118, 84, 62)
 WALL = (20, 44)  # columns that the wall covers
 _MARK_SHADE = 0.35  # of a rolling ball's colour, for the cross that shows its rotation
 _PAN_FRAMES = 96  # for one picture width
+# A spinning body turns by what it looks the same after in the time in which other motions repeat.
+_SPIN = {"square": np.pi / 2, "triangle": 2 * np.pi / 3}
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def trajectory(body: Body, frames: np.ndarray) -> Path:
     elif body.motion == "pulse":
         radius = radius * (1 + 0.3 * np.sin(2 * np.pi * (turns + body.phase)))
     elif body.motion == "spin":
-        angle = 2 * np.pi * turns
+        angle = _SPIN[body.shape] * turns
     elif body.motion.startswith("roll"):
         forward = 1 if body.motion == "roll right" else -1
         x = x + forward * WORLD * turns

@@ -25,10 +25,10 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from example.nano.data import KINDS, Scene, caption, held_out_caption
+from example.nano.data import KINDS, Scene, caption, held_out_caption, sample_scene
 from example.nano.drawing import render
 from example.nano.export import WEIGHTS, export_models
-from example.nano.latents import CHUNK_FRAMES, scene_of
+from example.nano.latents import CHUNK_FRAMES
 from example.nano.measure import Finding, is_stable, measure, position_error
 from example.nano.model import magi_config
 from example.nano.training import WORK
@@ -80,7 +80,8 @@ def load_pipeline(weights: Path, scale_factor: float, frames: int, steps: int) -
 def prompt_of(number: int, held_out_set: str) -> tuple[Scene, str]:
     """The scene of a number and its caption."""
     unseen = held_out_set == "combinations"
-    scene, rng = scene_of(_FIRST_SEED + number, unseen), np.random.default_rng(number)
+    scene = sample_scene(np.random.default_rng([7, int(unseen), _FIRST_SEED + number]), unseen)
+    rng = np.random.default_rng(number)
     return scene, caption(scene, rng) if unseen else held_out_caption(scene, rng)
 
 

@@ -20,7 +20,7 @@ from einops import reduce
 from tqdm import tqdm
 
 from example.nano.data import PERIOD as PERIOD_FRAMES
-from example.nano.data import Scene, sample_scene
+from example.nano.data import PRACTISED, Scene, sample_scene
 from example.nano.drawing import WALL, coverage, render
 from example.nano.train_vae import CHECKPOINT, DDCONFIG, TILE, to_model
 from example.nano.training import WORK, load_checkpoint, save_checkpoint
@@ -44,8 +44,9 @@ def load_vae() -> ViTVAE:
     return vae
 
 
-def scene_of(seed: int, held_out: bool) -> Scene:
-    return sample_scene(np.random.default_rng([7, int(held_out), seed]), held_out)
+def practised_scene(seed: int, held_out: bool) -> Scene:
+    """The scene of a seed; of those that are not held out the training is made."""
+    return sample_scene(np.random.default_rng([7, int(held_out), seed]), held_out, shares=PRACTISED)
 
 
 @torch.no_grad()
@@ -72,7 +73,7 @@ def _encode_seed(job: tuple[int, bool, int]) -> tuple[np.ndarray, np.ndarray, np
     """For worker processes, one thread each: small networks gain little from more."""
     torch.set_num_threads(1)
     seed, held_out, num_frames = job
-    scene = scene_of(seed, held_out)
+    scene = practised_scene(seed, held_out)
     tiles, images = encode_scene(load_vae(), scene, num_frames)
     return tiles.half().numpy(), images.half().numpy(), foreground_of(scene, num_frames)
 
@@ -132,7 +133,7 @@ def load(path: Path = LATENTS) -> dict[str, LatentClips]:
     state = load_checkpoint(path)
     return {
         part: LatentClips(
-            scenes=tuple(scene_of(*seed) for seed in state[part]["seeds"]),
+            scenes=tuple(practised_scene(*seed) for seed in state[part]["seeds"]),
             scale_factor=state["scale_factor"],
             **{name: state[part][name] for name in ("latents", "images", "foreground")},
         )

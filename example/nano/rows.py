@@ -91,15 +91,16 @@ _PHASES: tuple[tuple[float, dict[str, float]], ...] = (
     (
         1.0,
         {
-            "first_chunk": 0.48,
+            "first_chunk": 0.44,
+            "first_picture": 0.08,
             "running": 0.18,
             "start": 0.08,
             "third_stage": 0.07,
             "second_stage": 0.05,
             "nearly_clean_copy": 0.03,
-            "after_prefix": 0.04,
-            "after_short_prefix": 0.04,
-            "full_history": 0.03,
+            "after_prefix": 0.03,
+            "after_short_prefix": 0.03,
+            "full_history": 0.02,
         },
     ),
 )
@@ -171,7 +172,7 @@ def _draw_row(
     clips: LatentClips, clip: int, layout: Layout, share: float, rng: np.random.Generator, chunk_count: int
 ) -> _Row:
     number = int(rng.integers(clips.images.shape[1]))
-    image = layout.from_start and not layout.single_frame and rng.uniform() < 0.2
+    image = layout.from_start and not layout.single_frame and rng.uniform() < 0.25
     # A given image may show its object anywhere; a video from text begins where the scene does.
     start = IMAGE_FRAMES[number] // 4 if image else 0 if layout.from_start else int(rng.integers(PERIOD // 3)) * 3
     latents, foreground = clips.window(clip, start, chunk_count * CHUNK_WIDTH)

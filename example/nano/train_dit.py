@@ -224,7 +224,7 @@ def main() -> None:
         "--guidance", type=float, default=0.5, help="how far the caption's effect is carried on, below 1 (default 0.5)"
     )
     parser.add_argument("--clips", type=int, default=1800, help="training clips to encode whole (default 1800)")
-    parser.add_argument("--openings", type=int, default=6000, help="clips to encode the first chunk of (default 6000)")
+    parser.add_argument("--openings", type=int, default=8000, help="clips to encode the first chunk of (default 8000)")
     parser.add_argument("--workers", type=int, default=2, help="worker processes, one core each (default 2)")
     parser.add_argument("--resume", action="store_true", help="go on from work/dit.pt")
     args = parser.parse_args()
