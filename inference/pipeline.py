@@ -33,7 +33,6 @@ from inference.config import (
 from inference.decode_ahead import decode_ahead, overlaps
 from inference.kv_cache import KVCache
 from inference.media import select_prefix_frames
-from inference.memory import transformer_size
 from inference.memory_plan import MemoryPlan, plan_run
 from inference.model.attention import resolve_backend
 from inference.model.compiling import compile_layers
@@ -47,7 +46,7 @@ from inference.parallel.group import ALONE, ContextParallel
 from inference.parallel.launch import check_ranks
 from inference.prompt import ChunkCaptions, PromptFlags, SpecialTokens, assemble_captions
 from inference.record import RunRecord
-from inference.residency import MemoryBudget, free_bytes
+from inference.residency import free_bytes, place
 from inference.reuse import ReusePolicy
 from inference.sampler import CleanChunk, Sampler, StepCallback, kv_geometry, make_schedule
 from inference.schedule import Schedule
@@ -190,6 +189,12 @@ class MagiPipeline:
         if device.type == "cuda":
             schedule = plan(config, 0)[1]
             config, memory = plan_run(config, schedule, device, free_bytes(device), make_cache, parallel.ranks)
+            if not memory.fits:
+                logger.warning(
+                    "this run is expected to need %.1f GB of the device, of which %.1f can be used; scripts/check_model.py "
+                    "says what to change",
+                    *(memory.device_bytes / 1e9, (memory.usable or 0) / 1e9),
+                )
         runtime = config.runtime
         # All paths and headers first: what is missing should not show up after minutes of loading something else.
         weights = checkpoint_directory(config)
@@ -202,11 +207,10 @@ class MagiPipeline:
         vae_dtype = config.model.dtype if device.type == "cuda" else torch.float32
         vae = load_vae(vae_directory, dtype=vae_dtype)
         check_vae(vae, vae_directory)
-        budget = MemoryBudget(device, resident_bytes(config, device, parallel.ranks))
-        residency = budget.place("VAE", vae, device, config.engine.offload_vae)
+        residency = place("VAE", vae, device, config.engine.offload_vae)
         tiles = tiles_for(vae, runtime.fps, (runtime.video_size_h, runtime.video_size_w))
         codec = VaeCodec(vae, runtime.scale_factor, runtime.fps, tiles, parallel.map, residency)
-        t5 = prompt_encoder(config, t5_directory, device, budget) if parallel.is_first else None
+        t5 = prompt_encoder(config, t5_directory, device) if parallel.is_first else None
         streamed = config.engine.stream_weights is True
         load_weights(dit, weights, device="cpu" if streamed else device, name="transformer")
         if streamed:
@@ -377,17 +381,6 @@ def check_vae(vae: ViTVAE, directory: Path) -> None:
         raise ValueError(
             f"the VAE in {directory} has z_chans, patch_length and patch_size {found}; the transformer needs {needed}"
         )
-
-
-def resident_bytes(config: MagiConfig, device: torch.device, ranks: int) -> int:
-    """Bytes that the transformer and the keys and values of a whole video without a prefix take on the device of each
-    of ``ranks``; of what passes through from host memory two layers.
-    """
-    size, geometry = transformer_size(config), kv_geometry(config, device, ranks)
-    weights = size.streamed if config.engine.stream_weights is True else size.bytes
-    kept_layers = min(2, geometry.layers) if geometry.offload else geometry.layers
-    tokens = plan(config, 0)[1].chunk_num * geometry.chunk_tokens
-    return weights + tokens * geometry.bytes_per_token // geometry.layers * kept_layers
 
 
 def load_transformer(config: MagiConfig, device: torch.device) -> VideoDiT:

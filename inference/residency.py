@@ -15,9 +15,6 @@ from inference.config import Switch
 
 logger = logging.getLogger(__name__)
 
-# Share of the free memory that may be planned with; the rest is for activations and for what the allocator wastes.
-PLANNED_SHARE = 0.8
-
 
 class Residency:
     """Where the tensors of ``module`` lie between uses; every use goes through :meth:`visit`.
@@ -69,47 +66,19 @@ def module_bytes(module: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(module))
 
 
-def should_offload(needed: int, free: int) -> bool:
-    """Whether ``needed`` bytes are too many for a device to hold all the time, of which ``free`` bytes are free."""
-    return needed > PLANNED_SHARE * free
+def place(name: str, module: nn.Module, device: torch.device, setting: Switch) -> Residency:
+    """Put ``module`` on ``device``: for good, or where ``setting`` is true for visits.
 
-
-class MemoryBudget:
-    """What the models of a run may take of a device's memory: first come, first served.
-
-    Args:
-        device: the device of the run.
-        taken: bytes that it will need in any case, such as those of the transformer and of the KV cache.
-        free: bytes that are free on it before anything is loaded; by default what is found.
+    ``name`` is what the log calls it. On a CPU nothing is moved, whatever the setting. With "auto" it stays: on a GPU
+    the plan of the run has decided before (``inference.memory_plan``).
     """
-
-    def __init__(self, device: torch.device, taken: int, free: int | None = None) -> None:
-        self.device = device
-        self.taken = taken
-        self.free = free_bytes(device) if free is None else free
-
-    def place(self, name: str, module: nn.Module, device: torch.device, setting: Switch) -> Residency:
-        """Put ``module`` on ``device``, for good or for visits: as ``setting`` says, or where "auto" finds it fits.
-
-        ``name`` is what the log calls it. On a CPU nothing is moved, whatever the setting.
-        """
-        size = module_bytes(module)
-        offload = device.type != "cpu" and self._too_large(size, device) if setting == "auto" else setting
-        if device.type == "cpu":
-            if offload:
-                logger.info("the %s stays in host memory: it is used there", name)
-            offload = False
-        elif offload:
-            logger.info("the %s (%.1f GB) is on the device only while it is used", name, size / 1e9)
-        if device == self.device and not offload:
-            self.taken += size
-        return Residency(module, device, offload=offload)
-
-    def _too_large(self, size: int, device: torch.device) -> bool:
-        """Of another device than that of the run nothing is known to be taken."""
-        free = self.free if device == self.device else free_bytes(device)
-        taken = self.taken if device == self.device else 0
-        return free is not None and should_offload(taken + size, free)
+    if setting is not True:
+        return Residency(module, device)
+    if device.type == "cpu":
+        logger.info("the %s stays in host memory: it is used there", name)
+        return Residency(module, device)
+    logger.info("the %s (%.1f GB) is on the device only while it is used", name, module_bytes(module) / 1e9)
+    return Residency(module, device, offload=True)
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -7,7 +7,7 @@ import torch
 
 from inference.config import MagiConfig
 from inference.model.t5 import T5TextEncoder, check_t5, load_t5
-from inference.residency import MemoryBudget, Residency
+from inference.residency import Residency, place
 from inference.text_cache import CaptionFeatures, TextCache, cache_folder, encoder_identity
 from inference.text_cleaning import clean_caption
 
@@ -56,14 +56,13 @@ class PromptEncoder:
             return CaptionFeatures(features.cpu(), mask.cpu())
 
 
-def prompt_encoder(config: MagiConfig, directory: Path, device: torch.device, budget: MemoryBudget) -> PromptEncoder:
+def prompt_encoder(config: MagiConfig, directory: Path, device: torch.device) -> PromptEncoder:
     """The encoder in ``directory`` as the configuration wants it; loaded at once where there is no cache.
 
     Args:
         config: the whole configuration.
         directory: ``t5_pretrained``.
         device: that of the run, which ``t5_device`` "cuda" means.
-        budget: decides whether the encoder stays on its device.
 
     Raises FileNotFoundError and ValueError for files that are missing or do not belong to the transformer.
     """
@@ -72,7 +71,7 @@ def prompt_encoder(config: MagiConfig, directory: Path, device: torch.device, bu
 
     def load() -> tuple[T5TextEncoder, Residency]:
         t5 = load_t5(directory, dtype=DTYPE, max_length=length)
-        return t5, budget.place("text encoder", t5.model, own, config.engine.offload_t5)
+        return t5, place("text encoder", t5.model, own, config.engine.offload_t5)
 
     folder, width = check_t5(directory)
     if width != config.model.caption_channels:

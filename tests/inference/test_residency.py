@@ -8,11 +8,10 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from inference.config import MagiConfig, load_config
-from inference.pipeline import MagiPipeline, Sample, resident_bytes
-from inference.residency import MemoryBudget, Residency, module_bytes, should_offload
+from inference.config import load_config
+from inference.pipeline import MagiPipeline, Sample
+from inference.residency import Residency, module_bytes, place
 from inference.text_features import PromptEncoder
-from tests.tiny import tiny_config, tiny_dit
 
 CPU = torch.device("cpu")
 
@@ -74,47 +73,19 @@ def test_what_stays_is_not_copied() -> None:
     assert copied.total == 0
 
 
-def test_what_fits_stays() -> None:
-    assert not should_offload(800, 1000) and should_offload(801, 1000)
-
-
-def test_the_budget_is_spent_in_order() -> None:
+@pytest.mark.parametrize(("setting", "offload"), [("auto", False), (False, False), (True, True)])
+def test_the_setting_says_whether_a_model_stays(setting: Any, offload: bool) -> None:
     gpu = torch.device("meta")  # any device that is no CPU, with nothing on it
-    budget = MemoryBudget(gpu, taken=1000, free=int((1000 + 1.5 * BYTES) / 0.8))
-    assert budget.place("first", tied_model_on(gpu), gpu, "auto").offload is False
-    assert budget.place("second", tied_model_on(gpu), gpu, "auto").offload is True
-    assert budget.taken == 1000 + BYTES
-    assert budget.place("third", tied_model_on(gpu), gpu, False).offload is False
-    assert MemoryBudget(gpu, 0, free=10 * BYTES).place("x", tied_model_on(gpu), gpu, True).offload is True
-
-
-def tied_model_on(device: torch.device) -> nn.Module:
-    with device:
-        return tied_model()
-
-
-def test_what_the_transformer_and_its_cache_take() -> None:
-    config = tiny_config(num_frames=48)  # two layers, as many as are kept of what lies in host memory
-    held = resident_bytes(config, CPU, 1)
-    # Chunks, tokens of a chunk, layers, groups, keys and values, head width, bytes of a number.
-    kv = 2 * config.tokens_per_chunk * 2 * 4 * 2 * 8 * 4
-    assert held == module_bytes(tiny_dit(config)) + kv
-    deep = MagiConfig.from_json_dict(deeper(config.to_json_dict(), 6))
-    layer = (resident_bytes(deep, CPU, 1) - held) // 4
-    away = deep.with_overrides(kv_offload=True, stream_weights=True)
-    assert resident_bytes(away, CPU, 1) == held and layer > kv // 2
-    assert resident_bytes(deep.with_overrides(kv_offload=True), CPU, 1) == held + 4 * (layer - kv // 2)
-
-
-def deeper(contents: dict[str, Any], layers: int) -> dict[str, Any]:
-    return contents | {"model_config": contents["model_config"] | {"num_layers": layers}}
+    with gpu:
+        model = tied_model()
+    assert place("model", model, gpu, setting).offload is offload
 
 
 @pytest.mark.parametrize("setting", ["auto", True, False])
 def test_nothing_moves_on_a_cpu(setting: Any) -> None:
     model = tied_model()
     home = addresses(model)
-    residency = MemoryBudget(CPU, taken=10**18).place("model", model, CPU, setting)
+    residency = place("model", model, CPU, setting)
     with residency.visit():
         assert not residency.offload and addresses(model) == home
 
