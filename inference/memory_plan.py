@@ -3,6 +3,7 @@
 Source: docs/memory.md, "Automatic choices". Pure arithmetic on ``inference.memory``'s estimates.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from inference.dry_run import dry_run, largest_forward
 from inference.kv_cache import KVCache
 from inference.memory import MemoryEstimate, estimate
 from inference.schedule import Schedule
+
+logger = logging.getLogger(__name__)
 
 # Of the free memory so much is left for what estimates do not know: workspaces of kernels, the allocator's waste.
 SPARE_SHARE = 0.05
@@ -141,9 +144,17 @@ def plan_run(
     make_cache: Callable[..., KVCache] = KVCache,
     ranks: int = 1,
 ) -> tuple[MagiConfig, MemoryPlan]:
-    """``config`` with every "auto" of ``SWITCHES`` decided, and the plan; ``schedule`` is that of the video."""
+    """``config`` with every "auto" of ``SWITCHES`` decided, and the plan; ``schedule`` is that of the video. A warning
+    where nothing fits.
+    """
     prefix = schedule.offset * config.runtime.chunk_width
     shape = largest_forward(dry_run(config, prefix, make_cache))
     size = estimate(config, schedule, shape, device=device, make_cache=make_cache, reuse=True, ranks=ranks)
     plan = plan_memory(config, size, free)
+    if not plan.fits:
+        logger.warning(
+            "the run is expected to need %.1f GB of the device's memory, %.1f can be used; scripts/check_model.py says "
+            "what to change",
+            *(plan.device_bytes / 1e9, (plan.usable or 0) / 1e9),
+        )
     return config.with_overrides(**vars(plan.placement)), plan

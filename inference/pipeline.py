@@ -189,12 +189,6 @@ class MagiPipeline:
         if device.type == "cuda":
             schedule = plan(config, 0)[1]
             config, memory = plan_run(config, schedule, device, free_bytes(device), make_cache, parallel.ranks)
-            if not memory.fits:
-                logger.warning(
-                    "this run is expected to need %.1f GB of the device, of which %.1f can be used; scripts/check_model.py "
-                    "says what to change",
-                    *(memory.device_bytes / 1e9, (memory.usable or 0) / 1e9),
-                )
         runtime = config.runtime
         # All paths and headers first: what is missing should not show up after minutes of loading something else.
         weights = checkpoint_directory(config)

@@ -37,10 +37,8 @@ class StreamedLayers:
             for first in range(2)
         )
         self.host = [self._move(index, layer, device) for index, layer in enumerate(layers)]
-        self._held: list[int | None] = [
-            None,
-            None,
-        ]  # which layer each slot has, or will have after the copies asked for
+        # Which layer each slot has, or will have after the copies asked for.
+        self._held: list[int | None] = [None, None]
         self._ready: list[torch.cuda.Event | None] = [None, None]
 
     @property

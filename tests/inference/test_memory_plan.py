@@ -78,9 +78,10 @@ def test_what_the_user_says_stands_and_a_cpu_moves_nothing() -> None:
     assert device_peak(AUTO, SIZE, Placement()) - device_peak(in_turn, SIZE, Placement()) == 100 * MIB
 
 
-@pytest.mark.parametrize(("gib", "fits", "streamed"), [(80, True, False), (12, True, True)])
-def test_the_published_model_on_cards(gib: int, fits: bool, streamed: bool) -> None:
+@pytest.mark.parametrize(("gib", "fits", "streamed"), [(80, True, False), (12, True, True), (2, False, True)])
+def test_the_published_model_on_cards(gib: int, fits: bool, streamed: bool, caplog: pytest.LogCaptureFixture) -> None:
     config = load_config(CONFIGS / "4.5B_distill.json").with_overrides(kv_offload="auto")
     settled, found = plan_run(config, plan(config, 0)[1], torch.device("cuda"), gib * 2**30)
     assert (found.fits, found.placement.stream_weights) == (fits, streamed)
     assert vars(found.placement) == {name: getattr(settled.engine, name) for name in vars(found.placement)}
+    assert ("scripts/check_model.py" in caplog.text) == (not fits)
