@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.methods import Method, MultistepSettings, make_config
 from inference.config import MagiConfig
+from inference.model.weights import weights_fingerprint
 
-# What has to be the same in a run for a calibration to speak of it.
+# What has to be the same in a run for a calibration to speak of it, beside the weights.
 CONDITIONS = ("num_steps", "window_size", "noise2clean_kvrange", "num_layers", "hidden_size")
 
 
@@ -64,8 +65,9 @@ class Calibration(BaseModel):
 
 
 def conditions_of(config: MagiConfig) -> dict[str, Any]:
+    """CONDITIONS by name, and which weights; raises what reading their headers does."""
     values = {**config.runtime.model_dump(mode="json"), **config.model.model_dump(mode="json")}
-    return {name: values[name] for name in CONDITIONS}
+    return {name: values[name] for name in CONDITIONS} | {"weights": weights_fingerprint(config)}
 
 
 def calibration_path(config_file: str, num_steps: int) -> Path:

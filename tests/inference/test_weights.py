@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from inference.config import MagiConfig
 from inference.model.dit import VideoDiT
-from inference.model.weights import WeightsError, checkpoint_directory, load_weights
+from inference.model.weights import WeightsError, checkpoint_directory, load_weights, weights_fingerprint
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PUBLISHED = json.loads((GOLDEN / "published_configs.json").read_text(encoding="utf-8"))
@@ -221,6 +221,23 @@ def test_an_undistilled_fp8_model_has_a_sub_folder_too(tmp_path: Path) -> None:
     (tmp_path / "inference_weight.fp8").mkdir()
     config = with_load("4.5B_distill_quant_config.json", tmp_path).with_overrides(distill=False)
     assert checkpoint_directory(config) == tmp_path / "inference_weight.fp8"
+
+
+def test_the_fingerprint_tells_weights_apart_and_not_their_files(tmp_path: Path) -> None:
+    config = with_load("4.5B_base_config.json", tmp_path)
+    folder = tmp_path / "inference_weight"
+    folder.mkdir()
+    save_sharded(tiny_tensors() | {"scale": torch.tensor(1.0)}, folder, 2)
+    sharded = weights_fingerprint(config)
+    single = folder / "model.safetensors"
+    save_file(tiny_tensors() | {"scale": torch.tensor(1.0)}, single)
+    assert weights_fingerprint(config) == sharded
+    others = {"linear.bias": torch.tensor([1.0, -1.5]).to(torch.bfloat16)}, {"scale": torch.tensor(2.0)}
+    seen = {sharded}
+    for other in others:
+        save_file(tiny_tensors() | {"scale": torch.tensor(1.0)} | other, single)
+        seen.add(weights_fingerprint(config))
+    assert len(seen) == 3
 
 
 def test_another_variant_is_named_with_its_settings(tmp_path: Path) -> None:

@@ -89,6 +89,17 @@ def test_calibration_of_other_conditions(calibration: Path, generate: Run, caplo
     assert "was made with noise2clean_kvrange" in caplog.text and "calibrate it" in caplog.text
 
 
+def test_calibration_of_other_weights(
+    calibration: Path, generate: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    contents = json.loads(calibration.read_text(encoding="utf-8"))
+    contents["conditions"]["weights"] = "0123456789abcdef"
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps(contents), encoding="utf-8")
+    assert generate("--target_psnr", "1", "--calibration", str(old)) == 1
+    assert "was made with weights 0123456789abcdef" in caplog.text and "calibrate it" in caplog.text
+
+
 def test_files_that_are_no_calibration(generate: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     broken = tmp_path / "broken.json"
     broken.write_text('{"entries": 3}', encoding="utf-8")
