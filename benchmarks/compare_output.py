@@ -16,7 +16,7 @@ from benchmarks.compare_store import HeldOut, Store
 from benchmarks.compare_summary import Result, Summary, inconsistencies, summarise
 from benchmarks.compare_video import write_side_by_side
 from benchmarks.compare_words import captions, conditions, in_short, machine
-from harness.sidecar import commit, replacing, write_json
+from harness.sidecar import commit, replacing, save_json
 from inference.config import MagiConfig
 
 TITLE = "Caching methods compared"
@@ -63,8 +63,7 @@ def write_outputs(done: Finished) -> list[Path]:
         markdown(TITLE, [*about, *warnings], groups, outcomes) + "\n",
         html(contents | page | {"summary": in_short(table)}),
     ]
-    with replacing(written[0]) as part:
-        write_json(part, _record(done, table, outcomes, every, warnings))
+    save_json(written[0], _record(done, table, outcomes, every, warnings))
     for path, text in zip(written[1:], texts, strict=True):
         with replacing(path) as part:
             part.write_text(text, encoding="utf-8")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.compare_methods import Entry
 from benchmarks.compare_summary import Result
-from harness.sidecar import replacing, write_json
+from harness.sidecar import replacing, save_json
 from inference.config import MagiConfig, require_path
 
 _KEY_LENGTH = 10
@@ -73,9 +73,7 @@ class Store:
 
     def save(self, entry: Entry, sample: HeldOut, result: Result) -> None:
         path = self.path(entry, sample)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as part:
-            write_json(part, result.model_dump(mode="json"))
+        save_json(path, result.model_dump(mode="json"))
 
     def frames_path(self, entry: Entry, sample: HeldOut) -> Path:
         return self.path(entry, sample, "frames", ".npz")

@@ -32,7 +32,7 @@ from example.nano.measure import is_stable, measure
 from flowcache.config import CompressionConfig
 from flowcache.kv_cache import CompressedKVCache
 from harness.device import set_threads
-from harness.sidecar import commit, describe_device, replacing, write_json
+from harness.sidecar import commit, describe_device, save_json
 from inference.config import load_config
 from inference.kv_cache import KVCache, KVGeometry
 from inference.pipeline import MagiPipeline, Sample
@@ -159,9 +159,7 @@ class Study:
         return torch.cat(list(self.pipeline.frames(Sample(prompt, identity=str(number)), make_cache=make_cache)))
 
     def _save(self) -> None:
-        self.output.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(self.output) as part:
-            write_json(part, self.about | {"summary": summary(self.results, self.rules), "prompts": self.results})
+        save_json(self.output, self.about | {"summary": summary(self.results, self.rules), "prompts": self.results})
 
 
 def mean_and_error(values: Sequence[float]) -> dict[str, float]:

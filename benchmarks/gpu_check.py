@@ -23,7 +23,7 @@ import torch
 from benchmarks import gpu_check_model as model
 from benchmarks import gpu_check_parts as parts
 from benchmarks.gpu_check_bench import FULL, SMALL, Bench
-from harness.sidecar import commit, replacing, write_json
+from harness.sidecar import commit, save_json
 from inference.config import REPOSITORY_ROOT
 
 Section = Callable[[Bench], dict[str, Any]]
@@ -75,8 +75,7 @@ def check(bench: Bench, sections: Mapping[str, Section], record: dict[str, Any],
     for name, section in sections.items():
         record["sections"][name] = outcome = run_section(bench, section)
         print(f"{name}: {json.dumps(outcome)}", flush=True)
-        with replacing(output) as part:
-            write_json(part, record)
+        save_json(output, record)
 
 
 def run_section(bench: Bench, section: Section) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 from harness.device import set_threads
 from harness.memory_parts import compare_parts, load_models
 from harness.methods import read_method
-from harness.sidecar import commit, describe_device, replacing, write_json
+from harness.sidecar import commit, describe_device, save_json
 from inference.config import load_config
 
 PROMPT = "a red ball bounces on a grey floor"
@@ -38,9 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     disable_progress_bar()
     result = measure(args.config_file, args.num_steps)
     if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(args.output) as part:
-            write_json(part, result)
+        save_json(args.output, result)
     print(describe(result))
     print(json.dumps(result["worst"]))  # the last line is for machines
     return 0

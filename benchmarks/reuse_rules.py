@@ -26,7 +26,7 @@ from benchmarks.reuse_rule_policies import Rule
 from example.nano.evaluate import prompt_of
 from harness.calibrating import make_video
 from harness.device import set_threads
-from harness.sidecar import commit, describe_device, replacing, write_json
+from harness.sidecar import commit, describe_device, save_json
 from inference.config import load_config
 from inference.pipeline import MagiPipeline
 from inference.schedule import Schedule
@@ -157,8 +157,7 @@ def main(argv: list[str] | None = None) -> int:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         about = {"command": " ".join(["benchmarks/reuse_rules.py", *sys.argv[1:]]), "commit": commit()}
         about |= {"device": describe_device(pipeline.device), "prompts": prompts, "num_frames": args.num_frames}
-        with replacing(args.output) as part:
-            write_json(part, about | {"outcomes": [asdict(outcome) for outcome in outcomes]})
+        save_json(args.output, about | {"outcomes": [asdict(outcome) for outcome in outcomes]})
         print(json.dumps(str(args.output)))
     return 0
 

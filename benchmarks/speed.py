@@ -21,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from harness.device import choose_device, set_threads
 from harness.methods import Method, read_method
-from harness.sidecar import commit, describe_device, replacing, write_json
+from harness.sidecar import commit, describe_device, save_json
 from inference.config import load_config
 from inference.pipeline import MagiPipeline, RunReport, Sample
 from metrics.flops import TransformerSize, run_flops
@@ -49,9 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     disable_progress_bar()
     result = compare(args)
     if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(args.output) as part:
-            write_json(part, result)
+        save_json(args.output, result)
     print(describe(result))
     print(json.dumps(result))  # the last line is for machines
     return 0

@@ -26,7 +26,7 @@ from transformers.utils.logging import disable_progress_bar
 from harness.device import choose_device, set_threads
 from harness.methods import Method, read_method
 from harness.replay import Replay, decisions
-from harness.sidecar import commit, describe_device, replacing, write_json
+from harness.sidecar import commit, describe_device, save_json
 from inference.config import MagiConfig, load_config
 from inference.model.dit import VideoDiT
 from inference.pipeline import MagiPipeline, RunReport, Sample, draw_noise
@@ -177,9 +177,7 @@ def main(argv: list[str] | None = None) -> int:
     disable_progress_bar()
     result = measure(args)
     if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(args.output) as part:
-            write_json(part, result)
+        save_json(args.output, result)
     for path, row in result["summary"].items():
         print(
             f"{path:40s} {row['share_reused']:4.0%} reused, operations {row['by_operations']:5.2f}x fewer, clock "

@@ -7,7 +7,7 @@ from typing import Any
 from harness.sample_job import Job
 from harness.sample_task import SampleTask
 from harness.sample_verify import Finding
-from harness.sidecar import replacing, write_json
+from harness.sidecar import save_json
 
 
 def summary(job: Job, findings: Mapping[SampleTask, Finding | None]) -> str:
@@ -44,8 +44,7 @@ def write_failures(job: Job, findings: Iterable[Finding]) -> None:
         }
         for finding in findings
     ]
-    with replacing(job.failures) as part:
-        write_json(part, {"output": str(job.output), "samples": len(job.tasks), "failures": entries})
+    save_json(job.failures, {"output": str(job.output), "samples": len(job.tasks), "failures": entries})
 
 
 def read_errors(job: Job) -> dict[str, list[str]]:

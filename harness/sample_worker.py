@@ -24,7 +24,7 @@ from harness.sample_maker import SampleMaker
 from harness.sample_queue import DONE, GIVEN_UP, KEPT, Heartbeat, QueueState, SampleQueue
 from harness.sample_task import SampleTask
 from harness.sample_verify import check_sample
-from harness.sidecar import replacing, write_json
+from harness.sidecar import save_json
 
 logger = logging.getLogger(__name__)
 
@@ -168,8 +168,7 @@ def failure_writer(job: Job, name: str) -> Callable[[int, int, str], None]:
             "error": error[:LONGEST_ERROR],
             "reported_by": name,
         }
-        with replacing(folder / f"{sample:06d}-{attempt}.json") as part:
-            write_json(part, contents)
+        save_json(folder / f"{sample:06d}-{attempt}.json", contents)
 
     return write
 

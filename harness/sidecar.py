@@ -118,6 +118,13 @@ def write_json(path: Path, contents: dict[str, Any]) -> None:
     path.write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
 
 
+def save_json(path: Path, contents: dict[str, Any]) -> None:
+    """Write it beside and rename it, in a folder that is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        write_json(part, contents)
+
+
 def draw_reuse_map(path: Path, record: RunRecord, title: str) -> None:
     """The reuse map as PNG: rows are chunks, columns steps; white not in the window, dark computed, light reused."""
     from matplotlib import pyplot as plt

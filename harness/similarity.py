@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from harness.sidecar import replacing, write_json
+from harness.sidecar import replacing, save_json
 from metrics import report
 from metrics.lpips_distance import LpipsDistance
 from metrics.similarity import Similarity, compare
@@ -86,8 +86,7 @@ def write_results(folder: Path, compared: Iterable[Compared], about: Mapping[str
     }
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "metrics.json", folder / "videos.csv", folder / "frames.csv"]
-    with replacing(written[0]) as part:
-        write_json(part, contents)
+    save_json(written[0], contents)
     for path, text in zip(written[1:], (report.videos_csv(results), report.frames_csv(results)), strict=True):
         with replacing(path) as part:
             part.write_text(text, encoding="utf-8")

@@ -30,7 +30,7 @@ from harness.arguments import parse
 from harness.calibrating import calibrate
 from harness.calibration import Calibration, calibration_path, conditions_of
 from harness.device import choose_device, set_threads
-from harness.sidecar import commit, describe_device, replacing, write_json
+from harness.sidecar import commit, describe_device, save_json
 from inference.config import MagiConfig, load_config, resolve_path
 from inference.pipeline import MagiPipeline
 
@@ -85,8 +85,7 @@ def run(args: argparse.Namespace) -> None:
         correct=settings.correct,
         entries=entries,
     )
-    with replacing(output) as part:
-        write_json(part, calibration.model_dump(mode="json"))
+    save_json(output, calibration.model_dump(mode="json"))
     print(table(calibration))
     print(output)
 

@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from harness.arguments import parse
 from harness.sample_config import PhysicsIqRun
-from harness.sidecar import replacing, write_json
+from harness.sidecar import replacing, save_json
 from harness.verified import verified_job
 from inference.config import require_path
 from metrics.physics_iq import ViewResult
@@ -146,12 +146,10 @@ def score(videos: Videos, processes: int | None) -> str:
         runs[folder.name] = {"layout": videos.layout, "fps": fps, **summarise(results)}
         with replacing(videos.scores / f"{folder.name}.csv") as part:
             part.write_text(official_table(results), encoding="utf-8")
-        with replacing(videos.scores / f"{folder.name}_metrics.json") as part:
-            write_json(part, runs[folder.name])
+        save_json(videos.scores / f"{folder.name}_metrics.json", runs[folder.name])
     models = aggregate(runs) if verified else {}
     if models:
-        with replacing(videos.scores / "models.json") as part:
-            write_json(part, models)
+        save_json(videos.scores / "models.json", models)
     table = markdown_table(runs, models)
     with replacing(videos.scores / "scores.md") as part:
         part.write_text(table, encoding="utf-8")

@@ -26,7 +26,7 @@ use_checkout()
 from harness.arguments import parse
 from harness.sample_config import VBenchRun
 from harness.sample_job import Job
-from harness.sidecar import replacing, write_json
+from harness.sidecar import replacing, save_json
 from harness.vbench_evaluator import (
     FILTERED,
     INDICES,
@@ -110,8 +110,7 @@ def score(args: argparse.Namespace) -> str:
         "dimensions": dimensions,
     }
     table = markdown_table(results, overall)
-    with replacing(scores / "vbench.json") as part:
-        write_json(part, contents)
+    save_json(scores / "vbench.json", contents)
     with replacing(scores / "vbench.md") as part:
         part.write_text(table, encoding="utf-8")
     return table

@@ -1,14 +1,14 @@
 """What README, docs and docstrings point at exists: links, headings, file names, flags."""
 
-import importlib.util
 import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
 import pytest
+
+from tests.loading import load_program
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -120,12 +120,7 @@ def mentioned_flags(text: str) -> set[str]:
 
 def flags_of(command: str) -> set[str]:
     """Those that ``--help`` names; in this process, since a script's own would spend seconds on importing torch."""
-    spec = importlib.util.spec_from_file_location(f"{Path(command).stem}_documented", ROOT / command)
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    # Dataclasses look up the module they are defined in.
-    sys.modules[spec.name] = script
-    spec.loader.exec_module(script)
+    script = load_program(command)
     with redirect_stdout(StringIO()) as said, pytest.raises(SystemExit, match=r"^0$"):
         script.main(["--help"])
     return {flag.replace("-", "_") for flag in FLAG.findall(said.getvalue())}

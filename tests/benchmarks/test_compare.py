@@ -1,11 +1,9 @@
 """benchmarks/compare.py with a tiny model: what it writes, how it resumes; its arithmetic on numbers made by hand."""
 
-import importlib.util
 import json
 import logging
 import math
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +17,7 @@ import yaml
 from example.nano.evaluate import prompt_of
 from harness.calibration import conditions_of
 from inference.config import load_config
+from tests.loading import load_benchmark
 
 ROOT = Path(__file__).parents[2]
 CALIBRATED = {"name": "calibrated", "group": "patterns", "calibrated": "1/4"}
@@ -49,16 +48,6 @@ MADE = ["uncached", "full", "again", "half", "every 2nd", "rule"]
 Compare = Callable[..., int]
 
 
-def load(name: str) -> ModuleType:
-    """A file of benchmarks/ as a module, by its path: nothing imports the benchmarks by name."""
-    spec = importlib.util.spec_from_file_location(f"{name}_benchmark", ROOT / "benchmarks" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def config_file(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model at the size of the scenes, so that task quality can be measured."""
@@ -72,7 +61,7 @@ def config_file(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="module")
 def compare(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Compare:
     """Call main; keywords replace fields of the comparison."""
-    module, folder = load("compare"), tmp_path_factory.mktemp("comparison")
+    module, folder = load_benchmark("compare"), tmp_path_factory.mktemp("comparison")
 
     def run(output: Path, *flags: str, **changes: Any) -> int:
         file = folder / "tiny.yaml"
@@ -214,7 +203,7 @@ def test_bad_comparisons(
 
 @pytest.mark.parametrize("name", ["full", "quick"])
 def test_shipped_comparisons(name: str) -> None:
-    methods = load("compare_methods")
+    methods = load_benchmark("compare_methods")
     comparison = methods.read_comparison(f"configs/compare/{name}.yaml", {})
     entries, _ = methods.make_entries(comparison, methods.base_config(comparison), None)
     assert len(entries) > 10 and sum(entry.shown for entry in entries) >= 5
@@ -222,7 +211,7 @@ def test_shipped_comparisons(name: str) -> None:
 
 
 def test_a_calibrated_pattern(config_file: Path, tmp_path: Path) -> None:
-    methods = load("compare_methods")
+    methods = load_benchmark("compare_methods")
     contents = COMPARISON | {"config_file": str(config_file), "methods": [*COMPARISON["methods"][:1], CALIBRATED]}
     file, calibration = tmp_path / "tiny.yaml", tmp_path / "calibration.json"
     file.write_text(yaml.safe_dump(contents), encoding="utf-8")
@@ -245,7 +234,7 @@ def test_a_calibrated_pattern(config_file: Path, tmp_path: Path) -> None:
 
 
 def test_other_weights_are_seen(config_file: Path, checkpoint_copy: Path) -> None:
-    store, config = load("compare_store"), load_config(checkpoint_copy / "distill.json")
+    store, config = load_benchmark("compare_store"), load_config(checkpoint_copy / "distill.json")
     before = store.weights_digest(config)
     assert before == store.weights_digest(config) == store.weights_digest(load_config(config_file))
     with (checkpoint_copy / "special_tokens.npz").open("ab") as file:
@@ -275,7 +264,7 @@ def result(summary: ModuleType, sample: str, own: dict, whole: dict | None, psnr
 
 
 def test_summary_of_numbers_made_by_hand() -> None:
-    summary = load("compare_summary")
+    summary = load_benchmark("compare_summary")
     wholes = [result(summary, str(n), work(10, 1000, 40), None, None, right) for n, right in enumerate((1, 1, 0))]
     results = [
         result(summary, "0", work(5, 500, 10, kv=50), work(10, 1000, 40), 30.0, False),
@@ -294,7 +283,7 @@ def test_summary_of_numbers_made_by_hand() -> None:
 
 
 def test_a_changed_uncached_video_is_seen() -> None:
-    summary = load("compare_summary")
+    summary = load_benchmark("compare_summary")
     whole, own = (result(summary, "0", work(1, 1, 1), w, 30.0, True) for w in (None, work(1, 1, 1)))
     assert summary.inconsistencies([whole.model_copy(update={"digest": "w"}), own]) == []
     assert summary.inconsistencies([whole, own]) == ["0"]
@@ -305,7 +294,7 @@ def test_a_changed_uncached_video_is_seen() -> None:
 )
 def test_wilson(right: int, count: int, low: float, high: float) -> None:
     """The last one is Newcombe's example (Statistics in Medicine, 1998)."""
-    assert load("compare_summary").wilson(right, count) == pytest.approx((low, high), abs=1e-4)
+    assert load_benchmark("compare_summary").wilson(right, count) == pytest.approx((low, high), abs=1e-4)
 
 
 def table_row(goals: ModuleType, name: str, group: str, share: float, psnr: float, lost: int = 0) -> Any:
@@ -335,7 +324,7 @@ def table_row(goals: ModuleType, name: str, group: str, share: float, psnr: floa
     ],
 )
 def test_goals(goal: dict[str, Any], met: bool | None, found: str) -> None:
-    goals = load("compare_goals")
+    goals = load_benchmark("compare_goals")
     table = [
         table_row(goals, "good", "ours", 0.25, 40.0),
         table_row(goals, "best", "ours", 0.9, 60.0, lost=4),

@@ -1,9 +1,6 @@
 """The study of what the compressed cache keeps: its attention error and its summary, on made-up runs."""
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -13,20 +10,10 @@ from flowcache.kv_cache import CompressedKVCache
 from inference.kv_cache import KVCache
 from inference.sampler import Sampler, kv_geometry
 from inference.schedule import Schedule
+from tests.loading import load_benchmark
 from tests.tiny import TinyCaptions, tiny_config, tiny_dit, tiny_noise
 
-ROOT = Path(__file__).parents[2]
 CHUNKS = 7
-
-
-def load(name: str) -> ModuleType:
-    """A file of benchmarks/ as a module, by its path: nothing imports the benchmarks by name."""
-    spec = importlib.util.spec_from_file_location(f"{name}_study", ROOT / "benchmarks" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def make(cache: KVCache | None, window: list[int] | None = None) -> torch.Tensor:
@@ -36,7 +23,7 @@ def make(cache: KVCache | None, window: list[int] | None = None) -> torch.Tensor
 
 
 def test_shadows_measure_without_changing_the_run() -> None:
-    benchmark, geometry = load("attention_error"), kv_geometry(tiny_config(), torch.device("cpu"))
+    benchmark, geometry = load_benchmark("attention_error"), kv_geometry(tiny_config(), torch.device("cpu"))
     budgets = {"none": CHUNKS, "large": CHUNKS - 1, "small": 5}
     shadows = {
         name: CompressedKVCache(geometry, CompressionConfig(compress_kv_cache=True, total_cache_chunk_nums=budget))
@@ -54,7 +41,7 @@ def test_shadows_measure_without_changing_the_run() -> None:
 
 def test_the_error_is_that_of_the_attention_outputs() -> None:
     """Attention of one head to one key gives its value, whatever is asked."""
-    benchmark, geometry = load("attention_error"), kv_geometry(tiny_config(), torch.device("cpu"))
+    benchmark, geometry = load_benchmark("attention_error"), kv_geometry(tiny_config(), torch.device("cpu"))
     settings = CompressionConfig(compress_kv_cache=True, total_cache_chunk_nums=5)
     cache = benchmark.ShadowedCache(geometry, {"off": CompressedKVCache(geometry, settings)})
     make(cache)
@@ -68,7 +55,7 @@ def test_the_error_is_that_of_the_attention_outputs() -> None:
 
 
 def test_the_summary_pairs_by_prompt() -> None:
-    study = load("compression_rules")
+    study = load_benchmark("compression_rules")
     rules = ["published", "recent", "published, merged"]
     labels = [study.label(rule, budget) for rule, budget in study.planned(rules)]
     results = {}
@@ -92,7 +79,7 @@ def test_the_summary_pairs_by_prompt() -> None:
 
 
 def test_every_rule_of_the_study_fits_a_video_and_half_the_prompts_hide_the_object() -> None:
-    study = load("compression_rules")
+    study = load_benchmark("compression_rules")
     for rule, (_, budgets) in study.RULES.items():
         for budget in (5, *budgets):
             assert not list(study.settings_of(rule, budget).problems(Schedule(10, 0, 16, 4)))
@@ -101,7 +88,7 @@ def test_every_rule_of_the_study_fits_a_video_and_half_the_prompts_hide_the_obje
 
 
 def test_results_of_other_conditions_are_not_mixed(tmp_path: Path) -> None:
-    study, output = load("compression_rules"), tmp_path / "results.json"
+    study, output = load_benchmark("compression_rules"), tmp_path / "results.json"
     about = {"weights": "a", "num_steps": 16, "num_frames": 240}
     study.Study(None, about, ["recent"], output)._save()
     assert study.Study(None, about, ["recent"], output).results == {}

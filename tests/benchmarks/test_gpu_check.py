@@ -1,6 +1,5 @@
 """The GPU check in tiny sizes on a CPU: what it finds, that a failing section stops no other, that time is kept."""
 
-import importlib.util
 import json
 import sys
 import time
@@ -12,16 +11,14 @@ from typing import Any
 import pytest
 import torch
 
+from tests.loading import load_benchmark
+
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gpu_check_script", ROOT / "benchmarks" / "gpu_check.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("gpu_check")
 
 
 def bench(script: ModuleType, seconds: float = 600.0) -> Any:

@@ -1,6 +1,5 @@
 """scripts/generate.py as the tests call it: in this process where that is enough, as a process of its own otherwise."""
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -11,22 +10,13 @@ from types import ModuleType
 
 import pytest
 
+from tests.loading import load_script
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "generate.py"
 
 Run = Callable[..., int]
 Start = Callable[..., subprocess.Popen[bytes]]
-
-
-def load_script(name: str) -> ModuleType:
-    """A script as a module, loaded by its path: nothing imports the scripts by name."""
-    spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / "scripts" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses look up the module they are defined in.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")

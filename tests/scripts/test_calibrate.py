@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from harness.calibration import Entry, Ratio, choose
-from tests.scripts.conftest import Run, load_script
+from tests.loading import load_script
+from tests.scripts.conftest import Run
 
 
 def entry(length: int, psnr: list[float], speedup: float) -> Entry:

@@ -1,6 +1,5 @@
 """scripts/check_parity.py: the reference data of this checkout pass, and whatever is changed in them is noticed."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -14,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from tests.loading import load_script
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "check_parity.py"
@@ -30,10 +31,7 @@ Check = Callable[[Path], tuple[int, str]]
 @pytest.fixture
 def check(capsys: pytest.CaptureFixture[str]) -> Check:
     """Status and output of the script for a directory, in this process."""
-    spec = importlib.util.spec_from_file_location("check_parity_script", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("check_parity")
 
     def run(directory: Path) -> tuple[int, str]:
         capsys.readouterr()

@@ -17,7 +17,8 @@ from inference.config import load_config
 from inference.media import probe_video
 from inference.model.t5 import T5_FOLDER
 from tests.fake_hub import FakeHub, fake_hub
-from tests.scripts.conftest import ROOT, load_script
+from tests.loading import load_script
+from tests.scripts.conftest import ROOT
 from tests.tiny_checkpoint import write_special_tokens, write_t5, write_vae
 
 MODEL = "4.5B_distill_quant"

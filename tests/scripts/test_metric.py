@@ -1,7 +1,6 @@
 """scripts/metric.py as users call it: what it prints, writes, warns of and refuses."""
 
 import csv
-import importlib.util
 import json
 import os
 import subprocess
@@ -17,21 +16,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tests.loading import load_script
 from tests.metrics.clips import moving, noise, write_lossless
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "scripts" / "metric.py"
 
 Measure = Callable[..., int]
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("metric_script", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("metric")
 
 
 @pytest.fixture

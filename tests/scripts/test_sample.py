@@ -1,6 +1,5 @@
 """Whole sampling runs with a tiny model on CPU processes: killed workers, a stopped launcher, damaged files."""
 
-import importlib.util
 import json
 import os
 import re
@@ -24,6 +23,7 @@ from harness.sample_job import Job, make_job
 from harness.sample_maker import SampleMaker
 from harness.sample_verify import check_sample, verify
 from inference.media import read_video
+from tests.loading import load_script
 from tests.scripts.conftest import ROOT
 
 FILES = {"scene": 4, "color": 4, "temporal_flickering": 4}
@@ -55,15 +55,6 @@ def write_config(folder: Path, checkpoint: Path, **settings: Any) -> Path:
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(values | settings), encoding="utf-8")
     return path
-
-
-def load_script(name: str) -> ModuleType:
-    """A script as a module, loaded by its path: nothing imports the scripts by name."""
-    spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / "scripts" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

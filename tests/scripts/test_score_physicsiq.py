@@ -14,8 +14,9 @@ import yaml
 from harness.sample_config import read_run
 from harness.sample_job import make_job
 from harness.sample_maker import SampleMaker
+from tests.loading import load_script
 from tests.physics_iq_folder import FPS, build_benchmark, generated_names, square, submit_take, write
-from tests.scripts.conftest import ROOT, load_script
+from tests.scripts.conftest import ROOT
 
 NAMES = list(generated_names())
 COMPONENTS = ("spatiotemporal_iou", "spatial_iou", "weighted_spatial_iou", "mse")

@@ -14,7 +14,7 @@ from harness.sample_maker import SampleMaker
 from harness.vbench import PROMPT_FILES
 from metrics.vbench import DIMENSIONS, read_results, totals
 from tests.fake_vbench import calls, install
-from tests.scripts.conftest import load_script
+from tests.loading import load_script
 
 PROMPTS = ["a cat", "the mat"]
 SCORES = {dimension: 0.3 + 0.02 * number for number, dimension in enumerate(DIMENSIONS)} | {"appearance_style": 0.2}

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from inference.media import probe_video, read_video
+from tests.loading import load_script
 from tests.ranks import run_ranks
-from tests.scripts.conftest import ROOT, Run, Start, load_script
+from tests.scripts.conftest import ROOT, Run, Start
 from tests.scripts.stopped import SECONDS, assert_partial_video, stop
 
 GOLDEN = ROOT / "tests" / "golden"
