@@ -19,7 +19,6 @@ from harness.calibration import conditions_of
 from inference.config import load_config
 from tests.loading import load_benchmark
 
-ROOT = Path(__file__).parents[2]
 CALIBRATED = {"name": "calibrated", "group": "patterns", "calibrated": "1/4"}
 COMPARISON = {
     "num_frames": 48,
