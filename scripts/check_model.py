@@ -28,7 +28,8 @@ import torch
 
 from harness.arguments import parse
 from harness.device import choose_device
-from harness.methods import add_parameters, given_parameters, parse_value, read_method
+from harness.memory_flags import add_memory_flags, given_switches
+from harness.methods import add_parameters, given_parameters, read_method
 from harness.model_check import (
     Finding,
     Request,
@@ -39,7 +40,6 @@ from harness.model_check import (
     suggestions,
 )
 from inference.config import load_config
-from inference.memory_plan import SWITCHES
 from inference.residency import free_bytes
 
 SIZES = ("num_frames", "num_steps", "video_size_h", "video_size_w")
@@ -72,8 +72,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--skip_files", action="store_true", help="do not look for the files")
     for name in SIZES:
         parser.add_argument(f"--{name}", type=int, metavar="N")
-    for name in SWITCHES:
-        parser.add_argument(f"--{name}", choices=("auto", "true", "false"), help="(default: the configuration's)")
+    add_memory_flags(parser)
     add_parameters(parser)
     return parse(parser, argv)
 
@@ -103,8 +102,7 @@ def read_request(args: argparse.Namespace) -> Request:
     method = read_method(args.method_config, given_parameters(args))
     config = method.apply_window(load_config(args.config))
     overrides: dict[str, Any] = {name: getattr(args, name) for name in SIZES if getattr(args, name) is not None}
-    switches = {name: getattr(args, name) for name in SWITCHES if getattr(args, name) is not None}
-    overrides |= {name: parse_value(value) for name, value in switches.items()}
+    overrides |= given_switches(args)
     if args.gpus < 1 or args.prefix_frames < 0:
         raise ValueError("--gpus must be at least 1 and --prefix_frames at least 0")
     return Request(config.with_overrides(**overrides), method, args.prefix_frames, args.gpus)

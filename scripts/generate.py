@@ -36,6 +36,7 @@ from harness.arguments import parse
 from harness.calibration import calibrated_method, calibration_path, load_calibration
 from harness.device import set_threads
 from harness.launch import launched_rank, own_device, share_among, undisturbed_end
+from harness.memory_flags import add_memory_flags, given_switches
 from harness.methods import Method, add_parameters, given_parameters, read_method
 from harness.sidecar import describe_run, leave_report
 from inference.config import MagiConfig, load_config, resolve_path
@@ -98,18 +99,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         help="model configuration, MAGI-1's JSON format (default: %(default)s, the bundled model)",
     )
     parser.add_argument("--method_config", help="method file (YAML), see configs/method/; without it nothing is cached")
-    parser.add_argument(
-        "--target_psnr",
-        type=float,
-        metavar="DB",
-        help="choose the fastest calibrated settings that stay this close to the uncached video",
-    )
-    parser.add_argument(
-        "--target_speedup", type=float, metavar="X", help="choose the best calibrated settings that are this fast"
-    )
-    parser.add_argument(
-        "--calibration", help="calibration file (default: configs/calibration/MODEL_STEPS.json, scripts/calibrate.sh)"
-    )
+    add_targets(parser)
     parser.add_argument(
         "--mode", choices=("t2v", "i2v", "v2v"), default="t2v", help="from text, image or video (default: %(default)s)"
     )
@@ -143,8 +133,25 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     group = parser.add_argument_group("run settings (each replaces the configuration's value)")
     for name in RUNTIME_FLAGS:
         group.add_argument(f"--{name}", type=int, metavar="N")
+    add_memory_flags(parser)
     add_parameters(parser)
     return parse(parser, argv)
+
+
+def add_targets(parser: argparse.ArgumentParser) -> None:
+    """What a user may wish for in place of settings."""
+    parser.add_argument(
+        "--target_psnr",
+        type=float,
+        metavar="DB",
+        help="choose the fastest calibrated settings that stay this close to the uncached video",
+    )
+    parser.add_argument(
+        "--target_speedup", type=float, metavar="X", help="choose the best calibrated settings that are this fast"
+    )
+    parser.add_argument(
+        "--calibration", help="calibration file (default: configs/calibration/MODEL_STEPS.json, scripts/calibrate.sh)"
+    )
 
 
 def generate(args: argparse.Namespace, argv: list[str]) -> None:
@@ -249,6 +256,7 @@ def resolve_config(args: argparse.Namespace, method: Method) -> MagiConfig:
     """The configuration file, then the method's key window, then the flags."""
     config = method.apply_window(load_config(args.config_file))
     overrides: dict[str, Any] = {name: getattr(args, name) for name in RUNTIME_FLAGS if getattr(args, name) is not None}
+    overrides |= given_switches(args)
     if args.attention_backend is not None:
         overrides["attention_backend"] = args.attention_backend
     if args.noise2clean_kvrange is not None:

@@ -16,12 +16,15 @@ from torch import Tensor
 from flowcache.config import FlowCacheConfig
 from flowcache.kv_cache import CompressedKVCache
 from flowcache.policy import ChunkwiseReuse
-from inference.config import MagiConfig
+from inference.config import REPOSITORY_ROOT, MagiConfig, load_config
 from inference.kv_cache import KVCache
+from inference.media import read_video
+from inference.model.streaming import stream_layers
 from inference.model.vae import ViTVAE
 from inference.model.vae_codec import VaeCodec
 from inference.parallel.group import ContextParallel
 from inference.parallel.launch import context_parallel
+from inference.pipeline import MagiPipeline, RunReport, Sample
 from inference.record import StepRecord
 from inference.reuse import NoReuse
 from inference.sampler import Sampler, kv_geometry
@@ -34,12 +37,12 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Case:
-    """A run of the tiny model: ``prefix`` latent frames are given, ``runtime`` replaces fields of the configuration."""
+    """A run of the tiny model: ``prefix`` latent frames are given, ``changes`` replaces fields of the configuration."""
 
     three_pass: bool = False
     prefix: int = 0
     flowcache: dict[str, Any] = field(default_factory=dict)
-    runtime: dict[str, Any] = field(default_factory=dict)
+    changes: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -59,33 +62,41 @@ REUSE = {"rel_l1_thresh": 0.3, "warmup_steps": 2}
 COMPRESS = {"compress_kv_cache": True, "total_cache_chunk_nums": 5}
 WINDOW = [5, 4, 3, 2]
 CASES = {
-    "t2v": Case(runtime={"num_frames": 96} | UNEVEN),
-    "t2v_window_even": Case(runtime={"num_frames": 96, "noise2clean_kvrange": WINDOW}),
-    "i2v": Case(prefix=1, runtime={"num_frames": 68} | UNEVEN),
-    "v2v_window": Case(prefix=14, runtime={"num_frames": 64, "noise2clean_kvrange": WINDOW} | UNEVEN),
-    "three_pass": Case(three_pass=True, runtime={"num_frames": 72} | UNEVEN),
-    "three_pass_v2v": Case(three_pass=True, prefix=8, runtime={"num_frames": 64, "noise2clean_kvrange": WINDOW}),
-    "reuse": Case(flowcache=REUSE, runtime={"num_frames": 96} | UNEVEN),
+    "t2v": Case(changes={"num_frames": 96} | UNEVEN),
+    "t2v_window_even": Case(changes={"num_frames": 96, "noise2clean_kvrange": WINDOW}),
+    "i2v": Case(prefix=1, changes={"num_frames": 68} | UNEVEN),
+    "v2v_window": Case(prefix=14, changes={"num_frames": 64, "noise2clean_kvrange": WINDOW} | UNEVEN),
+    "three_pass": Case(three_pass=True, changes={"num_frames": 72} | UNEVEN),
+    "three_pass_v2v": Case(three_pass=True, prefix=8, changes={"num_frames": 64, "noise2clean_kvrange": WINDOW}),
+    "reuse": Case(flowcache=REUSE, changes={"num_frames": 96} | UNEVEN),
     "reuse_published": Case(
         flowcache=REUSE | {"reuse_form": "gain", "clean_pass": False, "discard_nearly_clean_chunk": True},
-        runtime={"num_frames": 96} | UNEVEN,
+        changes={"num_frames": 96} | UNEVEN,
     ),
-    "compressed": Case(flowcache=REUSE | COMPRESS, runtime={"num_frames": 168} | UNEVEN),
+    "compressed": Case(flowcache=REUSE | COMPRESS, changes={"num_frames": 168} | UNEVEN),
     "compressed_frames_three_pass_v2v": Case(
         three_pass=True,
         prefix=8,
         flowcache=REUSE | COMPRESS | {"compress_strategy": "frame", "query_granularity": "frame"},
-        runtime={"num_frames": 120},
+        changes={"num_frames": 120},
     ),
     "compressed_weighted_window": Case(
         flowcache=COMPRESS | {"score_weighting_method": "gaussian", "query_granularity": "token"},
-        runtime={"num_frames": 168, "noise2clean_kvrange": WINDOW} | UNEVEN,
+        changes={"num_frames": 168, "noise2clean_kvrange": WINDOW} | UNEVEN,
+    ),
+    "compressed_merged_offloaded_v2v": Case(
+        prefix=8,
+        flowcache=REUSE | COMPRESS | {"merge_dropped": True},
+        changes={"num_frames": 144, "kv_offload": True, "stream_weights": True} | UNEVEN,
+    ),
+    "three_pass_offloaded": Case(
+        three_pass=True, changes={"num_frames": 72, "kv_offload": True, "stream_weights": True} | UNEVEN
     ),
 }
 
 
 def run_case(case: Case, parallel: ContextParallel) -> Outcome:
-    config = tiny_config(three_pass=case.three_pass, **case.runtime)
+    config = tiny_config(case.three_pass).with_overrides(**case.changes)
     geometry = kv_geometry(config, CPU, parallel.ranks)
     settings = FlowCacheConfig(**case.flowcache)
     cache = CompressedKVCache(geometry, settings) if settings.compress_kv_cache else KVCache(geometry)
@@ -97,7 +108,8 @@ def run_case(case: Case, parallel: ContextParallel) -> Outcome:
             kept.extend(layer.clone() for layer in cache.last_kept)
 
     noise, prefix = inputs(config, case.prefix)
-    sampler = Sampler(tiny_dit(config), config, cache, policy, parallel)
+    dit = stream_layers(tiny_dit(config), CPU) if config.engine.stream_weights is True else tiny_dit(config)
+    sampler = Sampler(dit, config, cache, policy, parallel)
     chunks = [chunk.latents for chunk in sampler.run(noise, TinyCaptions(config), prefix, after_step)]
     return Outcome(chunks, sampler.record.reuse_map(), sampler.record.forwards, kept, cache.bytes)
 
@@ -120,6 +132,44 @@ def joined(**engine: Any) -> Iterator[ContextParallel]:
 def run_all_cases() -> dict[str, Outcome]:
     with joined() as parallel:
         return {name: run_case(case, parallel) for name, case in CASES.items()}
+
+
+class Recording(ChunkwiseReuse):
+    """Keeps every velocity that was computed."""
+
+    def __init__(self, config: FlowCacheConfig) -> None:
+        super().__init__(config)
+        self.velocities: list[Tensor] = []
+
+    def observe(self, step: Step, chunk: int, velocity: Tensor) -> None:
+        self.velocities.append(velocity.clone())
+        super().observe(step, chunk, velocity)
+
+
+def run_bundled(parallel: ContextParallel) -> dict[str, Any]:
+    """Two videos of the bundled model with reuse and compression, the second continuing the clip of the examples."""
+    config = load_config("configs/model/nano.json").with_overrides(num_steps=16, num_frames=144)
+    settings = FlowCacheConfig(**REUSE | COMPRESS | {"rel_l1_thresh": 0.1, "merge_dropped": True})
+    pipeline = MagiPipeline.load(config, CPU, parallel)
+    clip = read_video(REPOSITORY_ROOT / "example" / "assets" / "clip.mp4", 24, 64, 64)
+    outcomes = {}
+    for name, prefix in {"t2v": None, "v2v": clip[-32:]}.items():
+        policy, report = Recording(settings), RunReport()
+        sample = Sample("a big red ball bounces up and down in the sky", prefix=prefix)
+        frames = torch.cat(
+            list(
+                pipeline.frames(
+                    sample, policy=policy, make_cache=lambda g: CompressedKVCache(g, settings), report=report
+                )
+            )
+        )
+        outcomes[name] = (policy.velocities, report.record.reuse_map(), frames)
+    return outcomes
+
+
+def share_bundled() -> dict[str, Any]:
+    with joined() as parallel:
+        return run_bundled(parallel)
 
 
 def exchange() -> dict[str, Any]:

@@ -8,6 +8,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from inference.model.attention import attend
 from inference.model.compiling import compile_layers
 from inference.model.dit import Captions, VideoDiT
+from inference.model.streaming import stream_layers
 from tests.tiny import TinyCaptions, tiny_config, tiny_dit, tiny_noise
 
 
@@ -37,3 +38,13 @@ def test_layers_and_windows_share_what_is_compiled() -> None:
     # Attention divides a layer into four parts; each is compiled for two chunks, then for any number.
     assert counter.frame_count == 8
     assert compiled.state_dict().keys() == plain.state_dict().keys()
+
+
+@pytest.mark.slow
+def test_compiled_layers_can_be_streamed() -> None:
+    torch._dynamo.reset()
+    config = tiny_config().with_overrides(num_layers=5)
+    plain, compiled = tiny_dit(config), compile_layers(tiny_dit(config), backend="eager")
+    streamed = stream_layers(compiled, torch.device("cpu"))
+    for count in (2, 3):
+        assert torch.allclose(velocities(streamed, count), velocities(plain, count), atol=1e-5)

@@ -53,6 +53,20 @@ def test_the_cases_reuse_and_compress(alone: dict[str, Outcome]) -> None:
     assert max(len(forward.keys) for forward in alone["t2v"].forwards) == 5
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", RANKS)
+def test_the_bundled_model_agrees_with_one_process(ranks: int) -> None:
+    one = parallel_cases.run_bundled(ALONE)
+    for outcome in run_ranks(ranks, parallel_cases.share_bundled):
+        for name, (velocities, reuse_map, frames) in one.items():
+            ours = outcome[name]
+            assert ours[1] == reuse_map and sum(row.count(1) for row in reuse_map) > 5
+            assert len(ours[0]) == len(velocities)
+            for found, expected in zip(ours[0], velocities, strict=True):
+                assert (found - expected).abs().max() <= TOLERANCE * expected.abs().max(), name
+            assert (ours[2].to(torch.int16) - frames.to(torch.int16)).abs().max() <= 1
+
+
 @pytest.mark.parametrize("ranks", RANKS)
 def test_what_is_exchanged_arrives_unchanged(ranks: int) -> None:
     results = run_ranks(ranks, parallel_cases.exchange)

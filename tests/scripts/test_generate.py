@@ -92,6 +92,13 @@ def test_an_identical_run_gives_an_identical_file(made: tuple[Path, str], genera
     assert read_sidecar(tmp_path / "out")["reuse_map"] == read_sidecar(made[0])["reuse_map"]
 
 
+def test_what_leaves_the_device_changes_no_frame(made: tuple[Path, str], generate: Run, tmp_path: Path) -> None:
+    assert generate(*FLAGS, "--stream_weights", "true", "--kv_offload", "true") == 0
+    assert (tmp_path / "out" / "video.mp4").read_bytes() == (made[0] / "video.mp4").read_bytes()
+    engine = read_sidecar(tmp_path / "out")["config"]["engine_config"]
+    assert engine["stream_weights"] is True and engine["kv_offload"] is True
+
+
 @pytest.mark.parametrize("count", [1, 6, 23, 49])
 def test_exact_number_of_frames(generate: Run, tmp_path: Path, count: int) -> None:
     assert generate("--num_frames", str(count)) == 0
