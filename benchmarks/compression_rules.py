@@ -40,6 +40,7 @@ from metrics.similarity import psnr
 
 UNCOMPRESSED = "uncompressed"
 PUBLISHED = {"kept_order": "score", "score_dtype": "compute"}
+LATER = {"merge_dropped": True, "score_weighting_method": "exponential"}
 SEVERAL = {"mix_lambda": 1.0, "query_chunks": 4}
 # A video without any difference, in dB: what 8-bit frames can tell apart at most, about.
 NO_DIFFERENCE = 99.0
@@ -53,6 +54,9 @@ RULES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "spread": ({"keep_rule": "spread"}, (5,)),
     "recent, merged": ({"keep_rule": "recent", "merge_dropped": True}, (5,)),
     "published, merged": ({"merge_dropped": True}, (5,)),
+    "published, later tokens first": ({"score_weighting_method": "exponential"}, (5,)),
+    "published, later tokens first, merged": (LATER, (5, 6)),
+    "published, later tokens first, merged, queries of a frame": (LATER | {"query_granularity": "frame"}, (5,)),
     "sinks": ({"keep_rule": "sinks"}, (5,)),
     "published in float32, by place": ({}, (5,)),
     "importance by the queries of 4 chunks": (SEVERAL, (5,)),

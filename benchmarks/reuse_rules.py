@@ -29,16 +29,16 @@ from harness.device import set_threads
 from harness.sidecar import commit, describe_device, save_json
 from inference.config import load_config
 from inference.pipeline import MagiPipeline
-from inference.schedule import Schedule
 from metrics.similarity import psnr
 from multistep.calibration import VelocityRecorder, best_patterns
-from multistep.config import MultistepConfig
+from multistep.config import spaced
 
 
 def by_depth(steps: int, counts: tuple[int, ...]) -> tuple[int, ...]:
-    """Evenly spaced steps: so many of each stage, by depth."""
-    schedule = Schedule(1, 0, steps, len(counts))
-    return tuple(sorted(MultistepConfig(computed_per_stage=counts).computed_steps(schedule)))
+    """Evenly spaced steps: so many of each stage (all of them where it has fewer), by depth."""
+    length = steps // len(counts)
+    numbers = [(depth, number, min(asked, length)) for depth, asked in enumerate(counts) for number in range(length)]
+    return tuple(depth * length + round(number * length / count) for depth, number, count in numbers if number < count)
 
 
 OURS = Rule("", (), correct=1, damping=0.8)
@@ -52,6 +52,11 @@ def rules(steps: int, gram_of: Callable[[], VelocityRecorder]) -> Iterator[Rule]
         pattern = by_depth(steps, counts)
         yield replace(OURS, name=f"by depth {list(counts)}", steps=pattern)
         yield replace(OURS, name=f"by depth {list(counts)}, without copies", steps=pattern, copies=False)
+    for share, spacing in itertools.product((1 / 4, 3 / 16, 1 / 8, 3 / 32), (1.5, 1.8, 2.2, 2.6, 3.0)):
+        pattern = spaced(steps, share, spacing)
+        name = f"spaced {len(pattern)}, {spacing}"
+        yield replace(OURS, name=name, steps=pattern)
+        yield replace(OURS, name=f"{name}, without copies", steps=pattern, copies=False)
     for tolerance, together in itertools.product((3e-4, 1e-3, 3e-3, 1e-2, 3e-2), (True, False)):
         name = f"observed error {tolerance}, {'window' if together else 'chunk by chunk'}"
         yield replace(OURS, name=name, steps=None, tolerance=tolerance, together=together)
@@ -80,6 +85,8 @@ def calibrated(steps: int, recorder: VelocityRecorder) -> Iterator[Rule]:
         for count, pattern in best_patterns(gram, recorder.times, lengths, damping).items():
             rule = replace(OURS, name=f"calibrated {count}, damping {damping}", steps=pattern.steps, damping=damping)
             yield rule
+            if damping == OURS.damping:
+                yield replace(rule, name=f"calibrated {count}, without copies", copies=False)
             fresh = with_older(pattern.steps, steps)
             if damping == OURS.damping and len(fresh) > count:
                 yield replace(rule, name=f"calibrated {count}, older chunks along: {len(fresh)}", steps=fresh)

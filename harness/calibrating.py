@@ -2,11 +2,13 @@
 "Calibration").
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
 
 from harness.calibration import Entry, Ratio
+from inference.config import MagiConfig
 from inference.pipeline import MagiPipeline, RunReport, Sample
 from inference.reuse import ReusePolicy
 from metrics.flops import TransformerSize, run_flops
@@ -26,9 +28,10 @@ def calibrate(
     lengths: Sequence[int],
     progress: Callable[[], None],
 ) -> tuple[MultistepConfig, list[Entry]]:
-    """Record uncached runs of `prompts`, find a pattern of every length, and measure it on them and on `held_out`.
+    """Record uncached runs of `prompts`, find a pattern of every length, and measure it on them and on `held_out`, with
+    the nearly-clean copies of a distilled model and without.
 
-    `progress` is called after every video: (lengths + 1) x (prompts + held_out) + 1 times.
+    `progress` is called after every video, `count_videos` times.
     """
     settings = MultistepConfig()
     recorder = VelocityRecorder()
@@ -42,15 +45,24 @@ def calibrate(
         recorder.gram / recorder.chunks, recorder.times, lengths, settings.damping, settings.correct
     )
     entries = []
-    for length in sorted(patterns):
-        steps = {"pattern": patterns[length].steps, "pattern_steps": pipeline.config.runtime.num_steps}
-        policy = MultistepReuse(settings.model_copy(update=steps))
+    for length, discard in itertools.product(sorted(patterns), _discards(pipeline.config)):
+        changes = {"pattern": patterns[length].steps, "pattern_steps": pipeline.config.runtime.num_steps}
+        tried = settings.model_copy(update=changes | {"discard_nearly_clean_chunk": discard})
         cached = {}
         for prompt in uncached:
-            cached[prompt] = make_video(pipeline, prompt, policy)
+            cached[prompt] = make_video(pipeline, prompt, MultistepReuse(tried))
             progress()
-        entries.append(_entry(patterns[length].steps, uncached, cached, prompts, held_out))
+        entries.append(_entry(tried, uncached, cached, prompts, held_out))
     return settings, entries
+
+
+def count_videos(config: MagiConfig, prompts: int, lengths: int) -> int:
+    """How many videos a calibration makes: with every pattern and without any, and one more to warm up."""
+    return (lengths * len(_discards(config)) + 1) * prompts + 1
+
+
+def _discards(config: MagiConfig) -> tuple[bool, ...]:
+    return (False, True) if config.engine.distill else (False,)
 
 
 def make_video(pipeline: MagiPipeline, prompt: str, policy: ReusePolicy | None) -> tuple[torch.Tensor, float, float]:
@@ -65,7 +77,7 @@ Videos = dict[str, tuple[torch.Tensor, float, float]]
 
 
 def _entry(
-    pattern: tuple[int, ...], uncached: Videos, cached: Videos, prompts: Sequence[str], held_out: Sequence[str]
+    tried: MultistepConfig, uncached: Videos, cached: Videos, prompts: Sequence[str], held_out: Sequence[str]
 ) -> Entry:
     def quality(prompt: str) -> float:
         difference = uncached[prompt][0].double() - cached[prompt][0].double()
@@ -73,7 +85,8 @@ def _entry(
         return _NO_DIFFERENCE if decibels is None else round(decibels, 2)
 
     return Entry(
-        pattern=pattern,
+        pattern=tried.pattern or (),
+        discard_nearly_clean_chunk=tried.discard_nearly_clean_chunk,
         psnr=[quality(prompt) for prompt in prompts],
         checked_psnr=[quality(prompt) for prompt in held_out],
         flop_ratio=round(sum(video[2] for video in uncached.values()) / sum(video[2] for video in cached.values()), 3),

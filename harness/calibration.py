@@ -36,11 +36,14 @@ class Ratio(BaseModel):
 
 
 class Entry(BaseModel):
-    """One pattern. `psnr`: dB against the uncached video, per calibration prompt; `checked_psnr`: per held-out one."""
+    """One pattern, with the nearly-clean copies of a distilled model or without. `psnr`: dB against the uncached video,
+    per calibration prompt; `checked_psnr`: per held-out one.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     pattern: tuple[int, ...]
+    discard_nearly_clean_chunk: bool
     psnr: list[float]
     checked_psnr: list[float]
     flop_ratio: float
@@ -109,6 +112,7 @@ def calibrated_method(
     settings = {
         "pattern": entry.pattern,
         "pattern_steps": config.runtime.num_steps,
+        "discard_nearly_clean_chunk": entry.discard_nearly_clean_chunk,
         "damping": calibration.damping,
         "correct": calibration.correct,
     }
@@ -124,16 +128,15 @@ def calibrated_method(
 
 def choose(entries: Sequence[Entry], source: str, target_psnr: float | None, target_speedup: float | None) -> Entry:
     """The fastest entry that is good enough, or the best that is fast enough."""
-    by_length = sorted(entries, key=lambda entry: len(entry.pattern))
     if target_psnr is not None:
-        for entry in by_length:
-            if entry.expected_psnr >= target_psnr:
-                return entry
+        good = [entry for entry in entries if entry.expected_psnr >= target_psnr]
+        if good:
+            return max(good, key=lambda entry: entry.flop_ratio)
         best = max(entry.expected_psnr for entry in entries)
         raise ValueError(f"{source}: target_psnr {target_psnr:g} is above the highest calibrated, {best:.1f} dB")
     assert target_speedup is not None
-    for entry in reversed(by_length):
-        if entry.seconds_ratio.median >= target_speedup:
-            return entry
+    fast = [entry for entry in entries if entry.seconds_ratio.median >= target_speedup]
+    if fast:
+        return max(fast, key=lambda entry: entry.expected_psnr)
     most = max(entry.seconds_ratio.median for entry in entries)
     raise ValueError(f"{source}: target_speedup {target_speedup:g} is above the highest calibrated, {most:.2f}")

@@ -14,8 +14,8 @@ Index = Annotated[int, Field(ge=0)]
 class MultistepConfig(BaseModel):
     """Which of a chunk's own steps are computed, and how it advances between them.
 
-    Either `pattern` names the steps, as a calibration found them for one model and step count, or `computed_per_stage`
-    spaces them evenly, for any step count.
+    Either `pattern` names the steps, as a calibration found them for one model and step count, or `computed_share` and
+    `spacing` say how many there are and how they lie, for any step count.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
@@ -24,10 +24,11 @@ class MultistepConfig(BaseModel):
         None, description="own steps at which every chunk is computed, ascending from 0; others advance from memory"
     )
     pattern_steps: Count | None = Field(None, description="step count that the pattern was calibrated for")
-    computed_per_stage: tuple[Count, ...] = Field(
-        (1, 2, 4, 8),
-        description="without a pattern: how many steps of a stage are computed, evenly spaced, for each depth of the "
-        "window from the newest chunk to the oldest",
+    computed_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.25, description="without a pattern: share of a chunk's steps that are computed"
+    )
+    spacing: Annotated[float, Field(ge=1)] = Field(
+        1.8, description="without a pattern: 1 spaces the computed steps evenly, more moves them to the chunk's end"
     )
     damping: Annotated[float, Field(ge=0, le=1)] = Field(
         0.8, description="share of the linear extrapolation that is applied; 0 holds the last velocity"
@@ -40,7 +41,7 @@ class MultistepConfig(BaseModel):
         False, description="leave out the distilled model's extra copy of a nearly clean first chunk"
     )
 
-    @field_validator("pattern", "computed_per_stage", mode="before")
+    @field_validator("pattern", mode="before")
     @classmethod
     def _sequence(cls, value: Any) -> Any:
         """A file and a flag give a list, or one number alone."""
@@ -59,22 +60,11 @@ class MultistepConfig(BaseModel):
         """The own steps (0 .. num_steps - 1) at which a chunk is computed."""
         if self.pattern is not None:
             return frozenset(self.pattern)
-        length = schedule.steps_per_stage
-        return frozenset(
-            depth * length + round(number * length / count)
-            for depth, asked in enumerate(self.computed_per_stage)
-            for count in [min(asked, length)]
-            for number in range(count)
-        )
+        return frozenset(spaced(schedule.num_steps, self.computed_share, self.spacing))
 
     def problems(self, schedule: Schedule) -> Iterator[str]:
         """What stands against running these settings on `schedule`, one sentence each with its numbers."""
         if self.pattern is None:
-            if len(self.computed_per_stage) != schedule.window_size:
-                yield (
-                    f"computed_per_stage {list(self.computed_per_stage)} has {len(self.computed_per_stage)} entries; "
-                    f"window_size {schedule.window_size} needs one for each chunk of the window"
-                )
             return
         if self.pattern_steps is None:
             yield "a pattern needs pattern_steps, the step count that it was calibrated for"
@@ -85,3 +75,16 @@ class MultistepConfig(BaseModel):
             )
         if self.pattern[-1] >= schedule.num_steps:
             yield f"the pattern's last step {self.pattern[-1]} is not below num_steps {schedule.num_steps}"
+
+
+def spaced(steps: int, share: float, spacing: float) -> tuple[int, ...]:
+    """Different own steps, ascending from 0: the j-th of n at ``steps * (1 - (1 - j / n) ** spacing)``.
+
+    n is ``share`` of ``steps``, at least one; those that would coincide at the end are moved forward.
+    """
+    count = max(1, round(share * steps))
+    pattern = [round(steps * (1 - (1 - number / count) ** spacing)) for number in range(count)]
+    following = steps
+    for number in reversed(range(count)):
+        following = pattern[number] = min(pattern[number], following - 1)
+    return tuple(pattern)

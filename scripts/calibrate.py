@@ -27,7 +27,7 @@ from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from harness.arguments import parse
-from harness.calibrating import calibrate
+from harness.calibrating import calibrate, count_videos
 from harness.calibration import Calibration, calibration_path, conditions_of
 from harness.device import choose_device, set_threads
 from harness.sidecar import commit, describe_device, save_json
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     device = choose_device(args.device)
     set_threads(args.threads, config)
     pipeline = MagiPipeline.load(config, device)
-    videos = (len(lengths) + 1) * len(prompts) + 1
+    videos = count_videos(config, len(prompts), len(lengths))
     with tqdm(total=videos, unit="video", dynamic_ncols=True) as bar:
         settings, entries = calibrate(pipeline, prompts[::2], prompts[1::2], lengths, bar.update)
     calibration = Calibration(
@@ -113,12 +113,14 @@ def describe(args: argparse.Namespace, config: MagiConfig, device: torch.device,
 
 
 def table(calibration: Calibration) -> str:
-    lines = ["computed  PSNR mean (lowest)  held out      FLOP    seconds"]
+    lines = ["computed  copies  PSNR mean (lowest)  held out      FLOP    seconds"]
     steps = calibration.conditions["num_steps"]
     for entry in calibration.entries:
         held_out = f"{statistics.mean(entry.checked_psnr):5.1f} ({min(entry.checked_psnr):4.1f})"
+        copies = "no" if entry.discard_nearly_clean_chunk else "yes"
+        found = f"{statistics.mean(entry.psnr):6.1f} ({min(entry.psnr):4.1f})"
         lines.append(
-            f"{len(entry.pattern):3d} of {steps:<3d} {statistics.mean(entry.psnr):6.1f} ({min(entry.psnr):4.1f})"
+            f"{len(entry.pattern):3d} of {steps:<3d}  {copies:6s} {found}"
             f"      {held_out}  {entry.flop_ratio:5.2f}x  {entry.seconds_ratio.median:5.2f}x"
         )
     return "\n".join(lines)

@@ -29,7 +29,7 @@ def run(policy: ReusePolicy) -> tuple[list[Tensor], RunRecord]:
     "make",
     [
         lambda: ChunkwiseReuse(FlowCacheConfig(rel_l1_thresh=0.2, warmup_steps=1)),
-        lambda: MultistepReuse(MultistepConfig(computed_per_stage=(1, 1, 2, 2))),
+        lambda: MultistepReuse(MultistepConfig(computed_share=0.5)),
     ],
 )
 def test_a_policys_own_decisions_change_nothing(make: Callable[[], ReusePolicy]) -> None:

@@ -1,12 +1,14 @@
 """Prediction and correction on velocities that are known, against sums written out here."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from inference.schedule import Schedule
-from multistep.config import MultistepConfig
+from multistep.config import MultistepConfig, spaced
 from multistep.policy import MultistepReuse
 
 SCHEDULE = Schedule(3, 0, 16, 4)
@@ -97,15 +99,27 @@ def test_nothing_is_kept_of_finished_chunks() -> None:
         assert not policy._memory
 
 
-@pytest.mark.parametrize(("steps", "expected"), [(64, (16, 8, 4, 2)), (16, (4, 2, 1, 1)), (8, (2, 1, 1, 1))])
-def test_evenly_spaced_steps_by_depth(steps: int, expected: tuple[int, ...]) -> None:
-    """`expected`: the interval between computed steps, by depth."""
-    schedule = Schedule(5, 0, steps, 4)
-    length = steps // 4
-    computed = MultistepConfig(computed_per_stage=(1, 2, 4, 8)).computed_steps(schedule)
-    assert computed == {
-        depth * length + k for depth, interval in enumerate(expected) for k in range(0, length, interval)
-    }
+@pytest.mark.parametrize("steps", [8, 16, 32, 64])
+@pytest.mark.parametrize("share", [0.01, 1 / 8, 0.25, 0.7, 1.0])
+@pytest.mark.parametrize("spacing", [1.0, 1.8, 3.0, 20.0])
+def test_spaced_steps_are_as_many_as_asked_for(steps: int, share: float, spacing: float) -> None:
+    pattern = spaced(steps, share, spacing)
+    assert len(set(pattern)) == len(pattern) == max(1, round(share * steps))
+    assert pattern[0] == 0 and list(pattern) == sorted(pattern) and pattern[-1] < steps
+    if share == 1.0:
+        assert pattern == tuple(range(steps))
+    elif len(pattern) > 2 and spacing > 1:
+        # Closer and closer, but for rounding.
+        gaps = [b - a for a, b in pairwise(pattern)]
+        assert gaps[0] >= gaps[-1] and all(later <= earlier + 1 for earlier, later in pairwise(gaps))
+
+
+def test_spacing_by_hand() -> None:
+    assert spaced(64, 1 / 8, 1.0) == (0, 8, 16, 24, 32, 40, 48, 56)
+    assert spaced(64, 1 / 16, 2.0) == (0, 28, 48, 60)  # 64 * (1 - (1, 9/16, 1/4, 1/16))
+    schedule = Schedule(5, 0, 64, 4)
+    settings = MultistepConfig(computed_share=1 / 16, spacing=2.0)
+    assert settings.computed_steps(schedule) == {0, 28, 48, 60} and not list(settings.problems(schedule))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +128,6 @@ def test_evenly_spaced_steps_by_depth(steps: int, expected: tuple[int, ...]) -> 
         ({"pattern": (0, 3), "pattern_steps": 32}, "calibrated for 32 steps, but num_steps is 16"),
         ({"pattern": (0, 3)}, "needs pattern_steps"),
         ({"pattern": (0, 30), "pattern_steps": 16}, "last step 30 is not below num_steps 16"),
-        ({"computed_per_stage": (1, 2)}, "has 2 entries; window_size 4"),
     ],
 )
 def test_settings_that_do_not_fit_the_schedule(values: dict, message: str) -> None:

@@ -10,20 +10,31 @@ from tests.loading import load_script
 from tests.scripts.conftest import Run
 
 
-def entry(length: int, psnr: list[float], speedup: float) -> Entry:
+def entry(length: int, psnr: list[float], speedup: float, discard: bool = False) -> Entry:
     ratio = Ratio(median=speedup, min=speedup, max=speedup)
-    return Entry(pattern=tuple(range(length)), psnr=psnr, checked_psnr=psnr, flop_ratio=speedup, seconds_ratio=ratio)
+    return Entry(
+        pattern=tuple(range(length)),
+        discard_nearly_clean_chunk=discard,
+        psnr=psnr,
+        checked_psnr=psnr,
+        flop_ratio=speedup,
+        seconds_ratio=ratio,
+    )
 
 
-ENTRIES = [entry(8, [40, 44], 2.0), entry(2, [20, 22], 7.0), entry(4, [30, 38], 4.0)]
+# Leaving out the copies of the longest pattern gains more than a shorter pattern does.
+ENTRIES = [entry(8, [40, 44], 2.0), entry(2, [20, 22], 7.0), entry(4, [30, 38], 4.0), entry(8, [29, 33], 5.0, True)]
 
 
-@pytest.mark.parametrize(("target", "length"), [(15, 2), (28, 4), (31, 8), (39, 8)])
-def test_psnr_target_takes_the_fastest_that_most_prompts_reach(target: float, length: int) -> None:
-    assert len(choose(ENTRIES, "file", target, None).pattern) == length
+@pytest.mark.parametrize(
+    ("target", "chosen"), [(15, (2, False)), (28, (8, True)), (28.3, (4, False)), (39, (8, False))]
+)
+def test_psnr_target_takes_the_fastest_that_most_prompts_reach(target: float, chosen: tuple[int, bool]) -> None:
+    found = choose(ENTRIES, "file", target, None)
+    assert (len(found.pattern), found.discard_nearly_clean_chunk) == chosen
 
 
-@pytest.mark.parametrize(("target", "length"), [(1.0, 8), (2.0, 8), (2.1, 4), (7.0, 2)])
+@pytest.mark.parametrize(("target", "length"), [(1.0, 8), (2.0, 8), (2.1, 4), (4.5, 8), (7.0, 2)])
 def test_speedup_target_takes_the_best_that_is_fast_enough(target: float, length: int) -> None:
     assert len(choose(ENTRIES, "file", None, target).pattern) == length
 
@@ -51,7 +62,10 @@ def test_calibration_file(calibration: Path) -> None:
     contents = json.loads(calibration.read_text(encoding="utf-8"))
     assert contents["about"]["prompts"] == ["a cat", "a mat"] and contents["about"]["held_out_prompts"] == ["a dog"]
     steps = contents["conditions"]["num_steps"]
-    short, whole = contents["entries"]
+    # The tiny model is distilled: every pattern with its copies and without.
+    assert [entry["discard_nearly_clean_chunk"] for entry in contents["entries"]] == [False, True, False, True]
+    short, frugal, whole, _ = contents["entries"]
+    assert frugal["pattern"] == short["pattern"] and frugal["flop_ratio"] >= short["flop_ratio"]
     assert len(short["pattern"]) == 3 and len(short["psnr"]) == 2 and len(short["checked_psnr"]) == 1
     if steps == 8:  # all computed: the uncached video itself
         assert whole["psnr"] == [99.0, 99.0] and whole["flop_ratio"] == 1
@@ -61,7 +75,9 @@ def test_calibration_file(calibration: Path) -> None:
 def test_target_runs_the_pattern_and_says_so(calibration: Path, generate: Run, tmp_path: Path) -> None:
     assert generate("--target_psnr", "1", "--calibration", str(calibration)) == 0
     sidecar = json.loads((tmp_path / "out" / "video.json").read_text(encoding="utf-8"))
-    short = json.loads(calibration.read_text(encoding="utf-8"))["entries"][0]
+    entries = json.loads(calibration.read_text(encoding="utf-8"))["entries"]
+    short = max(entries, key=lambda entry: entry["flop_ratio"])
+    assert len(short["pattern"]) == 3
     assert sidecar["method"]["method"] == "multistep" and sidecar["method"]["pattern"] == short["pattern"]
     assert sidecar["method"]["chosen"]["target_psnr"] == 1
     assert sidecar["method"]["chosen"]["expected_speedup"] == short["seconds_ratio"]["median"]
