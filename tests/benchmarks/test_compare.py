@@ -217,7 +217,13 @@ def test_a_calibrated_pattern(config_file: Path, tmp_path: Path) -> None:
     comparison = methods.read_comparison(str(file), {"calibration": str(calibration)})
     config = methods.base_config(comparison)
     ratio = {"median": 1, "min": 1, "max": 1}
-    shared = {"psnr": [1], "checked_psnr": [1], "flop_ratio": 1, "seconds_ratio": ratio}
+    shared = {
+        "psnr": [1],
+        "checked_psnr": [1],
+        "discard_nearly_clean_chunk": False,
+        "flop_ratio": 1,
+        "seconds_ratio": ratio,
+    }
     found = {
         **{"about": {}, "conditions": conditions_of(config), "damping": 0.5, "correct": False},
         "entries": [{"pattern": [0], **shared}, {"pattern": [0, 5], **shared}],
