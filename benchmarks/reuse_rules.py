@@ -52,7 +52,7 @@ def rules(steps: int, gram_of: Callable[[], VelocityRecorder]) -> Iterator[Rule]
         pattern = by_depth(steps, counts)
         yield replace(OURS, name=f"by depth {list(counts)}", steps=pattern)
         yield replace(OURS, name=f"by depth {list(counts)}, without copies", steps=pattern, copies=False)
-    for share, spacing in itertools.product((1 / 4, 3 / 16, 1 / 8, 3 / 32), (1.5, 1.8, 2.2, 2.6, 3.0)):
+    for share, spacing in itertools.product((1 / 4, 3 / 16, 1 / 8, 3 / 32), (1.5, 1.8, 2.2, 3.0)):
         pattern = spaced(steps, share, spacing)
         name = f"spaced {len(pattern)}, {spacing}"
         yield replace(OURS, name=name, steps=pattern)

@@ -125,9 +125,9 @@ class CompressedKVCache(KVCache):
         reach = 0
         if self.config.drop_unreachable:
             reach = self._first_reachable(step) * chunk
-            reachable = max(int((place >= reach).sum(dim=1).max()) for place in positions if place is not None)
-            # What no window reaches need not even fill the room that it might have.
-            keep = min(keep, reachable) or keep
+            kept = [int((place >= reach).sum(dim=1).max()) for place in positions if place is not None]
+            # What no window reaches need not even fill the room that it might have. A dry run has no layers to ask.
+            keep = min(keep, max(kept, default=(last_clean + 1) * chunk - reach)) or keep
         self.last_kept = []
         for layer in range(self.geometry.layers):
             with self.rows.edit(layer, used) as rows:

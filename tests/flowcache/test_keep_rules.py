@@ -10,6 +10,7 @@ from flowcache.config import FlowCacheConfig
 from flowcache.keep_rules import RULES, Candidates, keep_score, lower_unreachable
 from flowcache.kv_cache import CompressedKVCache
 from flowcache.scoring import attention_weight, importance, mixed_score, redundancy
+from inference.dry_run import dry_run
 from inference.sampler import Sampler, kv_geometry
 from inference.schedule import Schedule
 from tests.tiny import TinyCaptions, tiny_config, tiny_dit, tiny_noise
@@ -121,6 +122,19 @@ def test_a_cache_that_holds_all_the_window_reaches_changes_nothing(rule: str, me
     assert cache.last_kept and torch.allclose(whole, squeezed, atol=1e-5)
     careless, _ = make([5, 4, 3, 2], settings | {"drop_unreachable": False, "keep_rule": "importance"})
     assert not torch.allclose(whole, careless, atol=1e-2)
+
+
+@pytest.mark.parametrize("window", [[], [5, 4, 3, 2], [6, 5, 4, 3]])
+@pytest.mark.parametrize("budget", [5, 6])
+def test_a_dry_run_sees_the_same_keys(window: list[int], budget: int) -> None:
+    """It has no layers, and so no places in the video to ask for."""
+    config = tiny_config(num_frames=24 * 9, noise2clean_kvrange=window)
+    flowcache = FlowCacheConfig(compress_kv_cache=True, drop_unreachable=True, total_cache_chunk_nums=budget)
+    cache = CompressedKVCache(kv_geometry(config, torch.device("cpu")), flowcache)
+    sampler = Sampler(tiny_dit(config), config, cache)
+    list(sampler.run(tiny_noise(9), TinyCaptions(config)))
+    dry = dry_run(config, 0, lambda geometry: CompressedKVCache(geometry, flowcache), caption_tokens=5)
+    assert [(f.kind, f.keys) for f in dry.forwards] == [(f.kind, f.keys) for f in sampler.record.forwards]
 
 
 @pytest.mark.parametrize("rule", ["sinks", "random", "spread"])
