@@ -53,7 +53,7 @@ RULES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "spread, merged": ({"keep_rule": "spread", "merge_dropped": True}, (5, 6)),
     "spread": ({"keep_rule": "spread"}, (5,)),
     "recent, merged": ({"keep_rule": "recent", "merge_dropped": True}, (5,)),
-    "published, merged": ({"merge_dropped": True}, (5,)),
+    "published, merged": ({"merge_dropped": True}, (5, 6)),
     "published, later tokens first": ({"score_weighting_method": "exponential"}, (5,)),
     "published, later tokens first, merged": (LATER, (5, 6)),
     "published, later tokens first, merged, queries of a frame": (LATER | {"query_granularity": "frame"}, (5,)),

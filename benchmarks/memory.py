@@ -2,7 +2,8 @@
 """Memory of every part of a run, measured and estimated: python benchmarks/memory.py --output FILE
 
 Runs on the CPU, with the bundled model by default, at a few sizes. Measured are the weights, cache and latents as they
-are stored, and the live tensors during one forward of the transformer and the decoding of one chunk.
+are stored, and the live tensors during one forward of the transformer and the decoding of one chunk; then what is left
+on the device of a streamed transformer and an offloaded cache.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from harness.device import set_threads
-from harness.memory_parts import compare_parts, load_models
+from harness.memory_parts import compare_offloaded, compare_parts, load_models
 from harness.methods import read_method
 from harness.sidecar import commit, describe_device, save_json
 from inference.config import load_config
@@ -52,7 +53,8 @@ def measure(config_file: str, num_steps: int) -> dict[str, Any]:
         config = config.with_overrides(num_frames=frames, video_size_h=height, video_size_w=width)
         models = load_models(config)  # the tiles of the autoencoder depend on the size
         for name in METHODS:
-            parts = compare_parts(config, models, read_method(name, {}), PROMPT)
+            method = read_method(name, {})
+            parts = compare_parts(config, models, method, PROMPT) | compare_offloaded(config, method)
             rows.append(
                 {
                     "frames": frames,
@@ -81,7 +83,7 @@ def describe(result: dict[str, Any]) -> str:
         lines.append(f"{row['frames']} frames of {row['size'][1]}x{row['size'][0]}, {Path(row['method']).stem}")
         for name, part in row["parts"].items():
             sizes = f"{part['measured']:12,} measured, {part['estimated']:12,} estimated"
-            lines.append(f"  {name:13s} {sizes}, ratio {part['ratio']:.3f}")
+            lines.append(f"  {name:22s} {sizes}, ratio {part['ratio']:.3f}")
     return "\n".join(lines)
 
 

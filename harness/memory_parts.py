@@ -7,14 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowcache.merging import TokenMerger
 from harness.live_memory import LiveMemory, storage_bytes, tensors_in
 from harness.methods import Method
 from inference.config import MagiConfig, require_path
 from inference.dry_run import dry_run, largest_forward
+from inference.kv_cache import KVCache
+from inference.kv_rows import HostRows
 from inference.memory import chunk_latent, estimate
 from inference.memory_stages import ForwardShape
 from inference.model.attention import attend
 from inference.model.dit import Captions, VideoDiT
+from inference.model.streaming import stream_layers
 from inference.model.t5 import T5TextEncoder, load_t5
 from inference.model.vae import load_vae
 from inference.model.vae_codec import VaeCodec, tiles_for
@@ -98,6 +102,24 @@ def compare_parts(config: MagiConfig, models: Models, method: Method, prompt: st
     }
 
 
+def compare_offloaded(config: MagiConfig, method: Method) -> dict[str, PartSize]:
+    """What is left on the device of parts that lie in host memory, measured on the copies that a CPU makes too: the
+    slots of a streamed transformer beside what is outside of its layers, and those of the cache with its tables.
+    """
+    config, schedule = plan(method.apply_window(config), 0)
+    offloaded = config.with_overrides(kv_offload=True, stream_weights=True)
+    shape = largest_forward(dry_run(config, 0, method.make_cache))
+    expected = estimate(config, schedule, shape, device=torch.device("cpu"), make_cache=method.make_cache, reuse=True)
+    dit = load_transformer(config, torch.device("cpu"))
+    load_weights(dit, checkpoint_directory(config), device="cpu", name="transformer")
+    dit = stream_layers(dit.eval(), torch.device("cpu"))
+    video = measure_video(offloaded, dit, method)
+    return {
+        "transformer, streamed": PartSize(storage_bytes(dit.parameters()), expected.transformer.streamed),
+        "KV cache, offloaded": PartSize(video["cache"], expected.kv_tables + 2 * expected.kv_layer),
+    }
+
+
 @torch.no_grad()
 def measure_forward(dit: VideoDiT, config: MagiConfig, shape: ForwardShape) -> int:
     """Peak of one forward."""
@@ -151,13 +173,23 @@ def measure_video(config: MagiConfig, dit: VideoDiT, method: Method) -> dict[str
     most = {"cache": 0, "latents": 0}
 
     def watch(step: Any) -> None:
-        most["cache"] = max(most["cache"], storage_bytes(tensors_in((vars(cache), vars(cache.rows)))))
+        most["cache"] = max(most["cache"], storage_bytes(_held_by(cache)))
         most["latents"] = max(most["latents"], storage_bytes(_remembered(policy)))
 
     sampler = Sampler(dit, config, cache, policy)
     chunks = [chunk.latents for chunk in sampler.run(noise, _NoWords(config), on_step=watch)]
     most["latents"] += noise.nbytes + sum(chunk.nbytes for chunk in chunks)
     return most
+
+
+def _held_by(cache: KVCache) -> Iterator[Tensor]:
+    """Tensors of a cache that lie on the device; of rows in host memory the slots they pass through."""
+    yield from tensors_in(vars(cache))
+    yield from (
+        tensor for part in vars(cache).values() if isinstance(part, TokenMerger) for tensor in tensors_in(vars(part))
+    )
+    rows = cache.rows
+    yield from (slot.rows for slot in rows.slots) if isinstance(rows, HostRows) else tensors_in(vars(rows))
 
 
 def _remembered(policy: Any) -> Iterator[Tensor]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from harness.live_memory import LiveMemory, storage_bytes
-from harness.memory_parts import compare_parts, load_models, measure_forward
+from harness.memory_parts import compare_offloaded, compare_parts, load_models, measure_forward
 from harness.methods import read_method
 from inference.config import load_config
 from inference.memory_stages import ForwardShape, forward_peak
@@ -54,6 +54,18 @@ def test_every_part_is_estimated_within_ten_percent(
     assert len(parts) == 8
     ratios = {name: size.ratio for name, size in parts.items()}
     assert ratios == pytest.approx(dict.fromkeys(ratios, 1.0), abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("method", [None, SLOW])
+def test_what_is_left_on_the_device_is_estimated_within_ten_percent(method: str | None) -> None:
+    config = load_config(ROOT / "configs/model/nano.json").with_overrides(num_frames=144, num_steps=4)
+    settings = read_method(method, {})
+    parts = compare_offloaded(config, settings)
+    ratios = {name: size.ratio for name, size in parts.items()}
+    assert ratios == pytest.approx(dict.fromkeys(ratios, 1.0), abs=TOLERANCE)
+    whole = compare_parts(config, load_models(config), settings, "a red ball")
+    for name, size in parts.items():  # two layers of five
+        assert size.measured < 0.6 * whole[name.partition(",")[0]].measured
 
 
 @pytest.mark.parametrize(
