@@ -56,7 +56,8 @@ class CompressedKVCache(KVCache):
         self._schedule = schedule
         self._queries = {}
         self._positions = []
-        self._merger = TokenMerger(self.geometry) if self.config.merge_dropped else None
+        squeezed = capacity < schedule.chunk_num
+        self._merger = TokenMerger(self.geometry) if self.config.merge_dropped and squeezed else None
 
     def planned_bytes(self, schedule: Schedule) -> int:
         """With the queries kept for scoring, original positions and kept indices as 64-bit numbers, and what merging
