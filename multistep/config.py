@@ -28,7 +28,7 @@ class MultistepConfig(BaseModel):
         0.25, description="without a pattern: share of a chunk's steps that are computed"
     )
     spacing: Annotated[float, Field(ge=1)] = Field(
-        1.8, description="without a pattern: 1 spaces the computed steps evenly, more moves them to the chunk's end"
+        1.5, description="without a pattern: 1 spaces the computed steps evenly, more moves them to the chunk's end"
     )
     damping: Annotated[float, Field(ge=0, le=1)] = Field(
         0.8, description="share of the linear extrapolation that is applied; 0 holds the last velocity"
