@@ -121,8 +121,9 @@ def _margin(goal: Margin, ours: Sequence[Summary], rivals: Sequence[Summary]) ->
     if not margins:
         return None, f"no method of ours costs as much as one of {goal.rival}"
     least, row, rival = min(margins, key=lambda found: found[0])
-    found = f"smallest of {len(margins)}: {least:+.1f} dB, {_shown(row, goal.cost)} against {rival:.1f} dB"
-    return least >= goal.by, found
+    reached = sum(margin >= goal.by for margin, _, _ in margins)
+    found = f"smallest: {least:+.1f} dB, {_shown(row, goal.cost)} against {rival:.1f} dB"
+    return least >= goal.by, f"{reached} of {len(margins)} reach it; {found}"
 
 
 def _dominates(goal: Dominates, ours: Sequence[Summary], rivals: Sequence[Summary]) -> tuple[bool | None, str]:

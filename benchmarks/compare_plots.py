@@ -47,13 +47,15 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def draw_pareto(path: Path, table: Sequence[Summary], groups: Sequence[str], theme: str) -> None:
-    """PSNR against what is saved, by operations and by seconds; a line a group, every method against its own
-    reference. Upper right is better.
+    """PSNR against what is saved, by operations and by seconds; a line a group. Upper right is better. Left out are
+    methods with another reference than the first: figures of different key windows are not on one scale.
     """
+    first = next((row.name for row in table if row.reference is None), None)
+    table = [row for row in table if row.reference == first and row.psnr is not None and row.speedup is not None]
     with _themed(theme):
         figure, panels = plt.subplots(2, 1, figsize=(5.6, 8.4), layout="constrained", sharey=True)
         for number, group in enumerate(groups):
-            rows = [row for row in table if row.group == group and row.psnr is not None and row.speedup is not None]
+            rows = [row for row in table if row.group == group]
             if rows:
                 _draw_family(panels, rows, group, number)
         panels[0].set_xlabel("floating point operations, times fewer")

@@ -73,7 +73,7 @@ def captions(first_prompt: str) -> dict[str, str]:
     return {
         "pareto": (
             "Each point is a method, each line a family. Higher is closer to the uncached video, further right is "
-            "cheaper, each against the uncached video of its own key window. Vertical bars are one standard deviation "
+            "cheaper. Methods of another key window are in the tables alone. Vertical bars are one standard deviation "
             "over the samples. Operations are counted and the same everywhere; seconds are this machine's, and a small "
             "model spends many of them outside of what is counted."
         ),

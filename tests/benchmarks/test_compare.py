@@ -322,7 +322,7 @@ def table_row(goals: ModuleType, name: str, group: str, share: float, psnr: floa
         ({"kind": "reach", "computed": 0.1, "psnr": 1.0}, None, "no method computes at most 10%"),
         # Between 20 dB at 1/8 and 30 dB at 1/2, 1/4 lies halfway by its logarithm.
         ({"kind": "margin", "rival": "theirs", "by": 15.0}, True, "+15.0 dB, good (25.0%, 40.0 dB) against 25.0 dB"),
-        ({"kind": "margin", "rival": "theirs", "by": 15.1}, False, "smallest of 1"),
+        ({"kind": "margin", "rival": "theirs", "by": 15.1}, False, "0 of 1 reach it; smallest: "),
         ({"kind": "margin", "rival": "theirs", "by": 1.0, "most": 0.2}, None, "costs as much"),
         ({"kind": "dominates", "rival": "theirs"}, False, "none of ours costs as little as a (12.5%, 20.0 dB)"),
         ({"kind": "quality"}, True, "worst: best, 4 of 9 videos became wrong and 0 right"),
