@@ -46,12 +46,17 @@ def _save(figure: Figure, path: Path) -> None:
         plt.close(figure)
 
 
+def on_one_scale(table: Sequence[Summary]) -> list[Summary]:
+    """The rows that are compared with the first reference, and differ from it."""
+    first = next((row.name for row in table if row.reference is None), None)
+    return [row for row in table if row.reference == first and row.psnr is not None and row.speedup is not None]
+
+
 def draw_pareto(path: Path, table: Sequence[Summary], groups: Sequence[str], theme: str) -> None:
     """PSNR against what is saved, by operations and by seconds; a line a group. Upper right is better. Left out are
     methods with another reference than the first: figures of different key windows are not on one scale.
     """
-    first = next((row.name for row in table if row.reference is None), None)
-    table = [row for row in table if row.reference == first and row.psnr is not None and row.speedup is not None]
+    table = on_one_scale(table)
     with _themed(theme):
         figure, panels = plt.subplots(2, 1, figsize=(5.6, 8.4), layout="constrained", sharey=True)
         for number, group in enumerate(groups):

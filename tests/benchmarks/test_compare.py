@@ -314,6 +314,21 @@ def table_row(goals: ModuleType, name: str, group: str, share: float, psnr: floa
     )
 
 
+def test_one_plot_has_one_key_window() -> None:
+    plots, goals = load_benchmark("compare_plots"), load_benchmark("compare_goals")
+    speedup = goals.Summary.model_fields["speedup"].annotation.__args__[0](median=1, min=1, max=1)
+    made = table_row(goals, "made", "ours", 0.5, 40.0).model_copy(update={"speedup": speedup})
+    whole = made.model_copy(update={"name": "whole", "reference": None, "psnr": None})
+    table = [
+        whole,
+        whole.model_copy(update={"name": "other window"}),
+        made,
+        made.model_copy(update={"name": "in the other", "reference": "other window"}),
+        made.model_copy(update={"name": "identical", "psnr": None}),
+    ]
+    assert [row.name for row in plots.on_one_scale(table)] == ["made"]
+
+
 @pytest.mark.parametrize(
     ("goal", "met", "found"),
     [

@@ -56,6 +56,12 @@ def test_every_part_is_estimated_within_ten_percent(
     assert ratios == pytest.approx(dict.fromkeys(ratios, 1.0), abs=TOLERANCE)
 
 
+def test_a_cache_that_need_not_be_squeezed_holds_keys_and_values_alone() -> None:
+    config = load_config(ROOT / "configs/model/nano.json").with_overrides(num_frames=96, num_steps=4)
+    cache = compare_parts(config, load_models(config), read_method(SLOW, {}), "a red ball")["KV cache"]
+    assert cache.measured == cache.estimated == 4 * 96 * 5 * 4 * 2 * 24 * 4
+
+
 @pytest.mark.parametrize("method", [None, SLOW])
 def test_what_is_left_on_the_device_is_estimated_within_ten_percent(method: str | None) -> None:
     config = load_config(ROOT / "configs/model/nano.json").with_overrides(num_frames=144, num_steps=4)
