@@ -9,7 +9,15 @@ from torch import Tensor
 from inference.kv_cache import KVCache
 from inference.model.context import CachedAttention, Entry
 from inference.model.dit import DROPPED_ROW, Captions, VideoDiT
-from inference.model.layers import OnePlusLayerNorm, PatchEmbedder, Rope, TimestepEmbedder, rotate
+from inference.model.layers import (
+    REFERENCE_ROUNDING,
+    OnePlusLayerNorm,
+    PatchEmbedder,
+    Rope,
+    TimestepEmbedder,
+    rotate,
+    sinusoid_frequencies,
+)
 from inference.sampler import kv_geometry, make_schedule
 from tests.tiny import TinyCaptions, tiny_config, tiny_dit, tiny_noise
 
@@ -161,6 +169,15 @@ def test_timestep_embedding_rounds_to_the_compute_dtype() -> None:
     assert torch.allclose(exact(t)[0], exact.mlp(sinusoid), atol=1e-3)
     assert torch.allclose(rounded(t)[0], exact.mlp(sinusoid.bfloat16().float()), atol=1e-3)
     assert rounded(t).dtype == torch.float32
+
+
+def test_timestep_frequencies_are_the_same_numbers_on_every_processor() -> None:
+    # torch.exp in float32 gives 3, 6 or 2 of them otherwise, by the processor's vector units.
+    exponents = -math.log(10000.0) * torch.arange(128, dtype=torch.float32) / 128
+    nearest = [torch.tensor(math.exp(exponent), dtype=torch.float64).float() for exponent in exponents.tolist()]
+    for index in REFERENCE_ROUNDING:
+        nearest[index] = torch.nextafter(nearest[index], torch.tensor(1.0))
+    assert torch.equal(sinusoid_frequencies(torch.device("cpu")), torch.stack(nearest))
 
 
 def test_an_fp8_model_runs_and_keeps_its_outer_layers() -> None:
