@@ -19,7 +19,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from harness.device import set_threads
-from harness.memory_parts import compare_offloaded, compare_parts, load_models
+from harness.memory.parts import compare_offloaded, compare_parts, load_models
 from harness.methods import read_method
 from harness.sidecar import commit, describe_device, save_json
 from inference.config import load_config

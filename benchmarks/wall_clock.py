@@ -30,8 +30,8 @@ from harness.sidecar import commit, describe_device, save_json
 from inference.config import MagiConfig, load_config
 from inference.model.dit import VideoDiT
 from inference.pipeline import MagiPipeline, RunReport, Sample, draw_noise
-from inference.prompt import ChunkCaptions, PromptFlags, assemble_captions
 from inference.sampler import Sampler, kv_geometry, make_schedule
+from inference.text.captions import ChunkCaptions, PromptFlags, assemble_captions
 from metrics.flops import TransformerSize, run_flops
 
 PROMPT = "a big red ball bounces up and down in the sky"

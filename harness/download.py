@@ -17,9 +17,9 @@ from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
 from inference.config import REPOSITORY_ROOT, MagiConfig, load_config
-from inference.model.t5 import check_t5
 from inference.model.weights import checkpoint_directory
-from inference.prompt import SpecialTokens
+from inference.text.captions import SpecialTokens
+from inference.text.t5 import check_t5
 
 logger = logging.getLogger(__name__)
 

@@ -11,17 +11,17 @@ from safetensors import SafetensorError
 
 from harness.methods import Method
 from inference.config import MagiConfig, require_path
-from inference.dry_run import dry_run, largest_forward
-from inference.memory import MemoryEstimate, estimate, vae_config, vae_dtype
-from inference.memory_plan import MemoryPlan, Placement, device_parts, plan_memory
+from inference.memory.dry_run import dry_run, largest_forward
+from inference.memory.estimate import MemoryEstimate, estimate, vae_config, vae_dtype
+from inference.memory.plan import MemoryPlan, Placement, device_parts, plan_memory
 from inference.model.attention import available_backends
 from inference.model.dit import VideoDiT
-from inference.model.t5 import check_t5
-from inference.model.vae import WEIGHTS_NAME, ViTVAE
 from inference.model.weights import WeightsError, check_weights, checkpoint_directory
 from inference.parallel.launch import check_ranks
 from inference.pipeline import load_special_tokens, plan
 from inference.record import RunRecord
+from inference.text.t5 import check_t5
+from inference.video.vae import WEIGHTS_NAME, ViTVAE
 from metrics.flops import TransformerSize, run_flops
 
 GIB = 2**30

@@ -21,7 +21,7 @@ from harness.methods import Method
 from inference.config import REPOSITORY_ROOT
 from inference.pipeline import MagiPipeline, RunReport, Sample, sample_seed
 from inference.record import RunRecord
-from inference.video_writer import VideoWriter
+from inference.video.writing import VideoWriter
 from metrics.flops import TransformerSize, run_flops
 
 PACKAGES = ("torch", "transformers", "diffusers", "safetensors", "av", "numpy")

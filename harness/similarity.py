@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from harness.sidecar import replacing, save_json
-from metrics import report
-from metrics.lpips_distance import LpipsDistance
-from metrics.similarity import Similarity, compare
-from metrics.similarity_picture import draw, strip_indices
-from metrics.video_pairs import Pair, VideoFacts, differences, probe, read_batches
+from metrics.similarity import report
+from metrics.similarity.lpips_distance import LpipsDistance
+from metrics.similarity.measures import Similarity, compare
+from metrics.similarity.picture import draw, strip_indices
+from metrics.similarity.video_pairs import Pair, VideoFacts, differences, probe, read_batches
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from inference.kv_rows import DeviceRows, HostRows, Range, without
+from inference.placement.kv_rows import DeviceRows, HostRows, Range, without
 from inference.schedule import Schedule, Step
 
 

@@ -30,28 +30,27 @@ from inference.config import (
     resolve_path,
     runtime_support_warnings,
 )
-from inference.decode_ahead import decode_ahead, overlaps
 from inference.kv_cache import KVCache
-from inference.media import select_prefix_frames
-from inference.memory_plan import MemoryPlan, plan_run
+from inference.memory.plan import MemoryPlan, plan_run
 from inference.model.attention import resolve_backend
 from inference.model.compiling import compile_layers
 from inference.model.dit import VideoDiT
 from inference.model.fp8 import DEQUANTISE, resolve_fp8_matmul
-from inference.model.streaming import stream_layers
-from inference.model.vae import ViTVAE, load_vae
-from inference.model.vae_codec import VaeCodec, tiles_for
 from inference.model.weights import check_weights, checkpoint_directory, load_weights
 from inference.parallel.group import ALONE, ContextParallel
 from inference.parallel.launch import check_ranks
-from inference.prompt import ChunkCaptions, PromptFlags, SpecialTokens, assemble_captions
+from inference.placement.residency import free_bytes, place
 from inference.record import RunRecord
-from inference.residency import free_bytes, place
 from inference.reuse import ReusePolicy
 from inference.sampler import CleanChunk, Sampler, StepCallback, kv_geometry, make_schedule
 from inference.schedule import Schedule
-from inference.text_cache import CaptionFeatures
-from inference.text_features import PromptEncoder, prompt_encoder
+from inference.text.cache import CaptionFeatures
+from inference.text.captions import ChunkCaptions, PromptFlags, SpecialTokens, assemble_captions
+from inference.text.features import PromptEncoder, prompt_encoder
+from inference.video.codec import VaeCodec, tiles_for
+from inference.video.decode_ahead import decode_ahead, overlaps
+from inference.video.reading import select_prefix_frames
+from inference.video.vae import ViTVAE, load_vae
 
 logger = logging.getLogger(__name__)
 
@@ -208,7 +207,7 @@ class MagiPipeline:
         streamed = config.engine.stream_weights is True
         load_weights(dit, weights, device="cpu" if streamed else device, name="transformer")
         if streamed:
-            stream_layers(dit, device)
+            dit.stream_layers(device)
         return cls(config, dit.eval(), codec, t5, tokens, device, parallel, memory)
 
     def frames(

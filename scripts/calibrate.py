@@ -27,8 +27,8 @@ from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from harness.arguments import parse
-from harness.calibrating import calibrate, count_videos
-from harness.calibration import Calibration, calibration_path, conditions_of
+from harness.calibration.files import Calibration, calibration_path, conditions_of
+from harness.calibration.making import calibrate, count_videos
 from harness.device import choose_device, set_threads
 from harness.sidecar import commit, describe_device, save_json
 from inference.config import MagiConfig, load_config, resolve_path

@@ -28,7 +28,7 @@ import torch
 
 from harness.arguments import parse
 from harness.device import choose_device
-from harness.memory_flags import add_memory_flags, given_switches
+from harness.memory.flags import add_memory_flags, given_switches
 from harness.methods import add_parameters, given_parameters, read_method
 from harness.model_check import (
     Finding,
@@ -40,7 +40,7 @@ from harness.model_check import (
     suggestions,
 )
 from inference.config import load_config
-from inference.residency import free_bytes
+from inference.placement.residency import free_bytes
 
 SIZES = ("num_frames", "num_steps", "video_size_h", "video_size_w")
 MARKS = {True: "ok", False: "NO", None: ""}

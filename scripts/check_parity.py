@@ -25,8 +25,9 @@ import torch
 
 from inference.parallel.group import ContextParallel
 from inference.parallel.launch import meet
-from scripts.parity import configs, dit, fp8, kvcompress, sampling, text, vae
+from scripts.parity import configs, dit, fp8, kvcompress, sampling, text
 from scripts.parity.common import AS_RECORDED, CheckResult, Setup
+from scripts.parity.vae import family as vae
 
 MODULES: tuple[ModuleType, ...] = (configs, fp8, text, kvcompress, dit, vae, sampling)
 WITHOUT_TENSORS = (configs, text)  # they compute nothing on a device

@@ -33,21 +33,21 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from harness.arguments import parse
-from harness.calibration import calibrated_method, calibration_path, load_calibration
+from harness.calibration.files import calibrated_method, calibration_path, load_calibration
 from harness.device import set_threads
 from harness.launch import launched_rank, own_device, share_among, undisturbed_end
-from harness.memory_flags import add_memory_flags, given_switches
+from harness.memory.flags import add_memory_flags, given_switches
 from harness.methods import Method, add_parameters, given_parameters, read_method
 from harness.sidecar import describe_run, leave_report
 from inference.config import MagiConfig, load_config, resolve_path
-from inference.media import read_image, read_video
 from inference.model.weights import WeightsError
 from inference.parallel.group import RankLostError
 from inference.parallel.launch import context_parallel
 from inference.pipeline import MagiPipeline, RunReport, Sample, plan, usable_prefix
 from inference.schedule import Schedule
-from inference.text_cleaning import clean_caption
-from inference.video_writer import VideoWriter, check_output_path
+from inference.text.cleaning import clean_caption
+from inference.video.reading import read_image, read_video
+from inference.video.writing import VideoWriter, check_output_path
 
 logger = logging.getLogger("generate")
 

@@ -29,9 +29,9 @@ from tqdm import tqdm
 from harness.arguments import parse
 from harness.device import choose_device
 from harness.similarity import Compared, check_pairs, compare_pair, write_results
-from metrics.lpips_distance import LpipsDistance, LpipsUnavailable, load_lpips
-from metrics.report import table
-from metrics.video_pairs import pair_up
+from metrics.similarity.lpips_distance import LpipsDistance, LpipsUnavailable, load_lpips
+from metrics.similarity.report import table
+from metrics.similarity.video_pairs import pair_up
 
 logger = logging.getLogger("metric")
 

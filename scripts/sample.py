@@ -36,11 +36,11 @@ from tqdm import tqdm
 
 from harness.arguments import parse
 from harness.methods import add_parameters, given_parameters
-from harness.sample_config import PhysicsIqRun, add_settings, as_yaml, given_settings, read_run
-from harness.sample_job import Job, make_job
-from harness.sample_report import summary, write_failures
-from harness.sample_verify import Finding, check_sample, of_kind, unlisted_videos, verify
 from harness.sidecar import replacing
+from sampling.config import PhysicsIqRun, add_settings, as_yaml, given_settings, read_run
+from sampling.job import Job, make_job
+from sampling.report import summary, write_failures
+from sampling.verify import Finding, check_sample, of_kind, unlisted_videos, verify
 
 logger = logging.getLogger("sample")
 
@@ -139,7 +139,7 @@ def distribute(job: Job, args: argparse.Namespace) -> None:
     if args.nnodes > 1:
         place = [f"--nnodes={args.nnodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={args.rdzv_endpoint}"]
         place.append(f"--rdzv-id=sample-{job.model_name}")
-    script = str(ROOT / "scripts" / "sample_worker.py")
+    script = str(ROOT / "scripts" / "sample" / "worker.py")
     try:
         torchrun(
             [*place, f"--nproc-per-node={workers}", f"--max-restarts={GROUP_RESTARTS}", script, str(config_path(job))]
@@ -175,7 +175,7 @@ def failed(job: Job, findings: list[Finding]) -> int:
 def score(job: Job, run: PhysicsIqRun) -> int:
     """Print the Physics-IQ scores and leave them in scores/; the exit status of the script that computes them."""
     folders = dict.fromkeys(str(job.output / task.path.parent) for task in job.tasks)
-    script = str(ROOT / "scripts" / "score_physicsiq.py")
+    script = str(ROOT / "scripts" / "score" / "physicsiq.py")
     command = [sys.executable, script, "--generated", *folders, "--data", run.data, "--layout", run.layout]
     command += [] if run.descriptions is None else ["--descriptions", run.descriptions]
     return subprocess.run(command, check=False).returncode

@@ -2,10 +2,9 @@
 
 import importlib.util
 import sys
-from pathlib import Path
 from types import ModuleType
 
-ROOT = Path(__file__).parents[1]
+from tests.paths import ROOT
 
 
 def load_program(path: str) -> ModuleType:

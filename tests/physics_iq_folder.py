@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from inference.video_writer import VideoWriter
+from inference.video.writing import VideoWriter
 
 FPS = 8
 SIZE = 64

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.loading import load_program
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PACKAGES = (
     "inference",
@@ -19,6 +19,7 @@ PACKAGES = (
     "multistep",
     "metrics",
     "harness",
+    "sampling",
     "scripts",
     "benchmarks",
     "example",
@@ -29,18 +30,20 @@ COMMANDS = (
     "scripts/generate.py",
     "scripts/check_parity.py",
     "benchmarks/speed.py",
-    "benchmarks/compare.py",
-    "benchmarks/gpu_check.py",
-    "benchmarks/reuse_rules.py",
-    "benchmarks/compression_rules.py",
+    "benchmarks/compare/main.py",
+    "benchmarks/gpu_check/main.py",
+    "benchmarks/rules/reuse.py",
+    "benchmarks/rules/compression.py",
     "benchmarks/wall_clock.py",
     "scripts/metric.py",
     "scripts/sample.py",
-    "scripts/score_physicsiq.py",
-    "scripts/score_vbench.py",
+    "scripts/score/physicsiq.py",
+    "scripts/score/vbench.py",
     "scripts/calibrate.py",
     "scripts/check_model.py",
     "scripts/download.py",
+    "example/nano/evaluate.py",
+    "example/nano/training/dit.py",
 )
 # Programs of others: their flags and file names are not ours.
 FOREIGN = re.compile(r"\b(hf|pip|uv|git|apt|brew|pytest|torchrun)\s")
@@ -57,7 +60,7 @@ Check = Callable[[str, Path], Iterator[str]]
 
 
 def pages() -> list[Path]:
-    return [README, *sorted((ROOT / "docs").glob("*.md"))]
+    return [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "example" / "nano" / "README.md"]
 
 
 def sources() -> list[Path]:

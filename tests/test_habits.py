@@ -3,13 +3,13 @@
 import ast
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-LIBRARIES = ("inference", "flowcache", "teacache", "metrics")
-PACKAGES = (*LIBRARIES, "harness", "scripts", "benchmarks", "example", "tests")
+from tests.paths import ROOT
+
+LIBRARIES = ("inference", "flowcache", "teacache", "multistep", "metrics")
+PACKAGES = (*LIBRARIES, "harness", "sampling", "scripts", "benchmarks", "example", "tests")
 
 Rule = Callable[[str], Iterator[str]]
 

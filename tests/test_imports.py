@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-LIBRARIES = ("inference", "flowcache", "teacache", "multistep", "metrics")
-FIRST_PARTY = (*LIBRARIES, "harness", "scripts", "benchmarks", "example", "tests")
+from tests.paths import ROOT
+
+METHODS = ("flowcache", "teacache", "multistep")
+LIBRARIES = ("inference", *METHODS, "metrics")
+FIRST_PARTY = (*LIBRARIES, "harness", "sampling", "scripts", "benchmarks", "example", "tests")
 
 # What a package may import besides itself; a module stands for itself and everything below it.
 ALLOWED = {
@@ -21,11 +23,25 @@ ALLOWED = {
     "teacache": ("inference.reuse", "inference.schedule"),
     "multistep": ("inference.reuse", "inference.schedule"),
     "harness": LIBRARIES,
-    "scripts": (*LIBRARIES, "harness"),
+    "sampling": (*LIBRARIES, "harness"),
+    "scripts": (*LIBRARIES, "harness", "sampling"),
     "benchmarks": (*LIBRARIES, "harness", "example"),  # whose scenes say what a video has to show
     "example": LIBRARIES,
-    "tests": (*LIBRARIES, "harness", "example"),  # scripts and benchmarks are run, not imported
+    "tests": (*LIBRARIES, "harness", "sampling", "example"),  # scripts and benchmarks are run, not imported
 }
+
+# The wings of `inference` and the files beside them, from the ground up: each may import those on floors below its own.
+FLOORS = (
+    ("config_errors", "schedule"),
+    ("config", "record", "reuse"),
+    ("placement", "parallel"),
+    ("kv_cache", "text"),
+    ("model",),
+    ("video",),
+    ("sampler",),
+    ("memory",),
+    ("pipeline",),
+)
 
 # Found at run time where a user has them; nothing else changes where they are not (docs/backends.md).
 OPTIONAL = {"flash_attn", "flash_attn_interface"}
@@ -52,6 +68,20 @@ def forbidden_imports(source: str, package: str) -> list[str]:
     ]
 
 
+def climbing_imports(source: str, wing: str) -> list[str]:
+    """Imports of ``source``, which belongs to a wing of ``inference``, from its own floor or above."""
+    floor = floor_of(wing)
+    return [
+        f"line {line}: {module}"
+        for line, module in imported_modules(source, "inference")
+        if module.startswith("inference.") and (other := module.split(".")[1]) != wing and floor_of(other) >= floor
+    ]
+
+
+def floor_of(wing: str) -> int:
+    return next(number for number, wings in enumerate(FLOORS) if wing in wings)
+
+
 def modules() -> list[tuple[str, Path]]:
     return [(package, file) for package in FIRST_PARTY for file in sorted((ROOT / package).rglob("*.py"))]
 
@@ -73,6 +103,34 @@ def test_packages_import_only_what_they_may(package: str) -> None:
         if owner == package and (wrong := forbidden_imports(file.read_text(encoding="utf-8"), package))
     }
     assert not found
+
+
+def test_wings_of_inference_import_only_from_below() -> None:
+    files = [file for file in sorted((ROOT / "inference").rglob("*.py")) if file != ROOT / "inference" / "__init__.py"]
+    found = {
+        str(file.relative_to(ROOT)): wrong
+        for file in files
+        if (
+            wrong := climbing_imports(
+                file.read_text(encoding="utf-8"), file.relative_to(ROOT / "inference").parts[0].removesuffix(".py")
+            )
+        )
+    }
+    assert not found
+
+
+@pytest.mark.parametrize(
+    ("wing", "source"),
+    [
+        ("memory", "from inference.pipeline import plan"),
+        ("placement", "def late():\n    from inference.model.dit import VideoDiT"),
+        ("video", "from inference.sampler import Sampler"),
+        ("text", "import inference.sampler"),
+        ("schedule", "from inference import config"),
+    ],
+)
+def test_an_import_from_above_is_seen(wing: str, source: str) -> None:
+    assert len(climbing_imports(source, wing)) == 1
 
 
 def test_the_walk_sees_the_repository() -> None:

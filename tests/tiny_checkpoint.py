@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from inference.config import MagiConfig
-from inference.model.t5 import T5_FOLDER
-from inference.model.vae import ViTVAE
+from inference.text.t5 import T5_FOLDER
+from inference.video.vae import ViTVAE
 from tests.tiny import tiny_config, tiny_dit
 
 VAE = {

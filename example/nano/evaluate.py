@@ -15,6 +15,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -25,13 +26,13 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from example.nano.data import KINDS, Scene, caption, held_out_caption, sample_scene
-from example.nano.drawing import render
-from example.nano.export import WEIGHTS, export_models
-from example.nano.latents import CHUNK_FRAMES
-from example.nano.measure import Finding, is_stable, measure, position_error
 from example.nano.model import magi_config
-from example.nano.training import WORK
+from example.nano.scenes.data import KINDS, Scene, caption, held_out_caption, sample_scene
+from example.nano.scenes.drawing import render
+from example.nano.scenes.measure import Finding, is_stable, measure, position_error
+from example.nano.training.common import WORK
+from example.nano.training.export import WEIGHTS, export_models
+from example.nano.training.latents import CHUNK_FRAMES
 from inference.pipeline import MagiPipeline, Sample
 
 _FIRST_SEED = 500_000
@@ -142,7 +143,7 @@ def evaluate(weights: Path, scale_factor: float, settings: Settings, numbers: ra
     return results
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, help="a training's checkpoint instead of the exported weights")
     parser.add_argument("--last", action="store_true", help="the checkpoint's last weights, not the averaged ones")
@@ -153,7 +154,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=96, help="video frames (default 96)")
     parser.add_argument("--steps", type=int, default=64, help="denoising steps (default 64)")
     parser.add_argument("--workers", type=int, default=2, help="processes, one core each (default 2)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     WORK.mkdir(exist_ok=True)
     settings = Settings(args.mode, args.set, args.frames, args.steps)
     numbers = range(args.first, args.first + args.prompts)

@@ -7,6 +7,7 @@ WebP, `docs/images/gallery.webp`, and the captions in its order.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from example.nano.evaluate import Settings, load_pipeline, run_prompt
-from example.nano.export import WEIGHTS
 from example.nano.model import magi_config
+from example.nano.training.export import WEIGHTS
 
 OUTPUT = Path(__file__).parents[2] / "docs" / "images" / "gallery.webp"
 _GAP = 2  # white pixels between videos
@@ -30,12 +31,12 @@ def grid(videos: list[np.ndarray], columns: int) -> np.ndarray:
     return np.concatenate(rows, 1)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=20, help="videos, a multiple of --columns (default 20)")
     parser.add_argument("--columns", type=int, default=10, help="videos side by side (default 10)")
     parser.add_argument("--output", type=Path, default=OUTPUT)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.count < 1 or args.count % args.columns:
         parser.error(f"--count {args.count} is no multiple of --columns {args.columns}")
     args.output.parent.mkdir(parents=True, exist_ok=True)

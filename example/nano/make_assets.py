@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import av
 import numpy as np
 from PIL import Image
 
-from example.nano.data import FPS, Body, Scene
-from example.nano.drawing import render
+from example.nano.scenes.data import FPS, Body, Scene
+from example.nano.scenes.drawing import render
 
 ASSETS = Path(__file__).parents[1] / "assets"
 IMAGE_SIZE = 256
@@ -35,10 +36,10 @@ def write_clip(path: Path, frames: np.ndarray) -> None:
     beside.replace(path)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=ASSETS, help="where to write (default example/assets)")
-    folder = parser.parse_args().folder
+    folder = parser.parse_args(argv).folder
     folder.mkdir(parents=True, exist_ok=True)
     Image.fromarray(render(IMAGE, 1, IMAGE_SIZE)[0]).save(folder / "image.png", optimize=True)
     write_clip(folder / "clip.mp4", render(CLIP, CLIP_FRAMES))

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import argparse
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from example.nano.data import FPS, Body, Scene
-from example.nano.drawing import render
 from example.nano.make_assets import ASSETS, write_clip
+from example.nano.scenes.data import FPS, Body, Scene
+from example.nano.scenes.drawing import render
 
 CONDITIONING_FRAMES = 3 * FPS
 TESTING_FRAMES = 5 * FPS
@@ -139,10 +140,10 @@ def write_benchmark(folder: Path) -> None:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows()])
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=ASSETS / "physics_iq", help="where to write (%(default)s)")
-    folder = parser.parse_args().folder
+    folder = parser.parse_args(argv).folder
     write_benchmark(folder)
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     print(f"{len(files)} files, {sum(path.stat().st_size for path in files):,} bytes in {folder}")

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from example.nano.data import words
+from example.nano.scenes.data import words
 
 CAPTION_CHANNELS = 96
 CAPTION_MAX_LENGTH = 64

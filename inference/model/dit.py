@@ -30,6 +30,7 @@ from inference.model.layers import (
     rotate,
 )
 from inference.parallel.group import ALONE, ContextParallel
+from inference.placement.streaming import StreamedLayers
 
 CONDITIONAL_ROW = -2
 DROPPED_ROW = -1
@@ -204,7 +205,7 @@ class Blocks(nn.Module):
         )
         self.final_layernorm = OnePlusLayerNorm(config.hidden_size, config.layernorm_epsilon, dtype)
         # The same layers one after the other, where their weights are fetched one after the other
-        # (``inference.model.streaming``).
+        # (``inference.placement.streaming``).
         self.streamed: Iterable[nn.Module] | None = None
 
     def forward(self, x: Tensor, inputs: _Inputs) -> Tensor:
@@ -252,6 +253,11 @@ class VideoDiT(nn.Module):
         self.rope = Rope(config.kv_channels)
         self.videodit_blocks = Blocks(config, condition_width, self.dtype, fp8_matmul if fp8 else None)
         self.final_linear = FinalLinear(config.hidden_size, config.out_channels, config.patch_size)
+
+    def stream_layers(self, device: torch.device) -> "VideoDiT":
+        """Leave the loaded layers in host memory and stream them to ``device``; move the rest there; returns self."""
+        self.videodit_blocks.streamed = StreamedLayers(self.videodit_blocks.layers, device)
+        return self.to(device)
 
     def embed(self, latents: Tensor) -> Tensor:
         """Patch-embedded latents (E, N, D) in the compute dtype; also what caching policies measure.

@@ -16,11 +16,11 @@ from inference.config import REPOSITORY_ROOT, MagiConfig
 from inference.kv_cache import KVCache
 from inference.model.dit import VideoDiT
 from inference.parallel.group import ALONE, ContextParallel
-from inference.prompt import ChunkCaptions, PromptFlags, SpecialTokens, assemble_captions
 from inference.record import RunRecord, StepRecord
 from inference.reuse import NoReuse
 from inference.sampler import Sampler, kv_geometry, make_schedule
 from inference.schedule import Step
+from inference.text.captions import ChunkCaptions, PromptFlags, SpecialTokens, assemble_captions
 from scripts.parity.common import (
     AS_RECORDED,
     RELATIVE_TOLERANCE,

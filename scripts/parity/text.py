@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from inference.text_cleaning import clean_caption, clean_caption_once
+from inference.text.cleaning import clean_caption, clean_caption_once
 from scripts.parity.common import CheckResult, read_json
 
 FAMILY = "text"

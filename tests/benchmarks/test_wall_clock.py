@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.paths import ROOT
+
 MULTISTEP = "configs/method/multistep.yaml"
 SMALLEST = ["--width", "256", "--layers", "1", "--size", "32", "--num_frames", "48", "--num_steps", "16"]
 

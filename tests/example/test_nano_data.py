@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from example.nano import data
-from example.nano.drawing import coverage, make_clip, radius_of, render, trajectory
-from example.nano.measure import is_stable, measure, position_error
+from example.nano.scenes import data
+from example.nano.scenes.drawing import coverage, make_clip, radius_of, render, trajectory
+from example.nano.scenes.measure import is_stable, measure, position_error
 
 KINDS = list(data.KINDS)
 

@@ -1,21 +1,19 @@
 """The bundled weights: the format of a published checkpoint, read by the product's own loaders, and a working model."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 
-from example.nano.drawing import make_clip
+from example.nano.scenes.drawing import make_clip
 from inference.config import MagiConfig, load_config, require_path
 from inference.model.dit import VideoDiT
-from inference.model.t5 import T5TextEncoder, load_t5
-from inference.model.vae import load_vae
 from inference.model.weights import checkpoint_directory, load_weights
-from inference.prompt import SpecialTokens
+from inference.text.captions import SpecialTokens
+from inference.text.t5 import T5TextEncoder, load_t5
+from inference.video.vae import load_vae
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 MEGABYTE = 2**20
 
 

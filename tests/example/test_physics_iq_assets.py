@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from example.nano.data import FPS, words
-from example.nano.drawing import render
 from example.nano.make_assets import ASSETS, write_clip
 from example.nano.make_physics_iq import SCENARIOS, TESTING_FRAMES, filmed, rows
-from metrics.physics_iq import ViewResult, original_score, verified_score
-from metrics.physics_iq_files import Benchmark, read_frames, score_view
-from metrics.physics_iq_table import find_descriptions, read_descriptions
+from example.nano.scenes.data import FPS, words
+from example.nano.scenes.drawing import render
+from metrics.physics_iq.files import Benchmark, read_frames, score_view
+from metrics.physics_iq.scores import ViewResult, original_score, verified_score
+from metrics.physics_iq.table import find_descriptions, read_descriptions
 
 FOLDER = ASSETS / "physics_iq"
 BENCHMARK = Benchmark(FOLDER, FPS)

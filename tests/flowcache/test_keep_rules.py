@@ -10,7 +10,7 @@ from flowcache.config import FlowCacheConfig
 from flowcache.keep_rules import RULES, Candidates, keep_score, lower_unreachable
 from flowcache.kv_cache import CompressedKVCache
 from flowcache.scoring import attention_weight, importance, mixed_score, redundancy
-from inference.dry_run import dry_run
+from inference.memory.dry_run import dry_run
 from inference.sampler import Sampler, kv_geometry
 from inference.schedule import Schedule
 from tests.tiny import TinyCaptions, tiny_config, tiny_dit, tiny_noise

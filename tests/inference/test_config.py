@@ -17,8 +17,8 @@ from inference.config import (
     runtime_support_warnings,
 )
 from inference.model.attention import BACKENDS
+from tests.paths import GOLDEN
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 PUBLISHED = json.loads((GOLDEN / "published_configs.json").read_text(encoding="utf-8"))
 PRESETS = sorted((REPOSITORY_ROOT / "configs" / "model").glob("*.json"))
 

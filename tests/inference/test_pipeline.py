@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import inference.text_features
+import inference.text.features
 from flowcache.config import FlowCacheConfig
 from flowcache.kv_cache import CompressedKVCache
 from flowcache.policy import ChunkwiseReuse
@@ -162,7 +162,7 @@ def test_a_text_encoder_of_another_width_is_refused(checkpoint_copy: Path) -> No
 def test_the_transformer_is_checked_before_anything_long_is_loaded(
     checkpoint_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inference.text_features, "load_t5", lambda *_, **__: pytest.fail("the text encoder was loaded"))
+    monkeypatch.setattr(inference.text.features, "load_t5", lambda *_, **__: pytest.fail("the text encoder was loaded"))
     path = checkpoint_copy / "distill.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config["model_config"]["num_layers"] = 3

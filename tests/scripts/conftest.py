@@ -11,8 +11,8 @@ from types import ModuleType
 import pytest
 
 from tests.loading import load_script
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "generate.py"
 
 Run = Callable[..., int]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.calibration import Entry, Ratio, choose
+from harness.calibration.files import Entry, Ratio, choose
 from tests.loading import load_script
 from tests.scripts.conftest import Run
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "check_model.py"
+from tests.paths import ROOT
+
+SCRIPT = ROOT / "scripts" / "check_model.py"
 
 
 @pytest.mark.slow

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.loading import load_script
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "check_parity.py"
 GOLDEN = ROOT / "tests" / "golden"
 FAMILIES = (

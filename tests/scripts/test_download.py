@@ -14,11 +14,11 @@ from torch import Tensor
 
 from harness.download import PATH_FIELDS, REPOSITORY, Listing, fetch, list_files, models, needed_paths
 from inference.config import load_config
-from inference.media import probe_video
-from inference.model.t5 import T5_FOLDER
+from inference.text.t5 import T5_FOLDER
+from inference.video.reading import probe_video
 from tests.fake_hub import FakeHub, fake_hub
 from tests.loading import load_script
-from tests.scripts.conftest import ROOT
+from tests.paths import ROOT
 from tests.tiny_checkpoint import write_special_tokens, write_t5, write_vae
 
 MODEL = "4.5B_distill_quant"

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from tests.loading import load_script
 from tests.metrics.clips import moving, noise, write_lossless
-
-ROOT = Path(__file__).parents[2]
+from tests.paths import ROOT
 
 Measure = Callable[..., int]
 

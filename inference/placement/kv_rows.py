@@ -1,0 +1,140 @@
+"""Where the rows of a KV cache lie: on the model's device, or in host memory with two layers at a time on the device.
+
+A *row* is what one token left in one layer: keys and values (G, 2d). The cache says which token range a forward will
+read and which it will write; where the tokens of the video lie among the rows is the cache's business.
+Source: docs/memory.md, "Keys and values in host memory".
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inference.placement.host_memory import SideStream, host_tensor
+
+Range = tuple[int, int]
+
+
+class DeviceRows:
+    """All layers on one device. ``memory`` (layers, tokens, G, 2d)."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype = dtype
+        self.device = device
+        self.memory = torch.empty(0, dtype=dtype)
+
+    def allocate(self, shape: tuple[int, int, int, int]) -> None:
+        """Room for ``shape``; what was there is forgotten, its memory kept where it fits."""
+        if tuple(self.memory.shape) != shape:
+            self.memory = torch.empty(shape, dtype=self.dtype, device=self.device)
+
+    def prepare(self, read: Sequence[Range]) -> None:
+        """A forward begins that will read these tokens of every layer, besides those that it writes."""
+        return None
+
+    def layer(self, layer: int) -> Tensor:
+        """The rows (tokens, G, 2d) of a layer on the device, until another layer is asked for; to be written through
+        ``write`` alone.
+        """
+        return self.memory[layer]
+
+    def write(self, layer: int, start: int, kv: Tensor) -> None:
+        """Replace the rows of a layer from ``start`` on by ``kv`` (m, G, 2d)."""
+        self.layer(layer)[start : start + len(kv)] = kv
+
+    @contextmanager
+    def edit(self, layer: int, tokens: int) -> Iterator[Tensor]:
+        """The first ``tokens`` rows of a layer on the device, to be changed inside the block."""
+        yield self.memory[layer, :tokens]
+
+
+@dataclass
+class _Slot:
+    """Room for one layer on the device; ``ready`` marks the copies that filled it with ``layer``."""
+
+    rows: Tensor
+    layer: int | None = None
+    ready: torch.cuda.Event | None = None
+
+
+class HostRows(DeviceRows):
+    """``memory`` is host memory. The layer being attended to and the next one have copies on the device.
+
+    A forward asks for the layers in ascending order. While it computes with one, the next is fetched beside it, only
+    the tokens that ``prepare`` named; what is written goes to the copy and back to the host. On a CPU the copies are
+    made too, one after the other.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(dtype, device)
+        self.slots: tuple[_Slot, ...] = ()
+        self._side = SideStream(device)
+        self._read: Sequence[Range] = ()
+        self._current: int | None = None
+
+    def allocate(self, shape: tuple[int, int, int, int]) -> None:
+        if tuple(self.memory.shape) != shape:
+            self.memory = host_tensor(shape, self.dtype, self.device)
+            self.slots = tuple(_Slot(self._side.empty(shape[1:], self.dtype)) for _ in range(2))
+        self._read = ((0, shape[1]),)
+        self._forget()
+
+    def prepare(self, read: Sequence[Range]) -> None:
+        self._read = read
+        self._forget()
+        for layer in range(min(2, len(self.memory))):
+            self._fetch(layer)
+
+    def layer(self, layer: int) -> Tensor:
+        slot = self.slots[layer % 2]
+        if layer != self._current:
+            if slot.layer != layer:
+                self._fetch(layer)
+            self._side.wait(slot.ready)
+            self._current = layer
+            following = layer + 1
+            if following < len(self.memory) and self.slots[following % 2].layer != following:
+                self._fetch(following)
+        return slot.rows
+
+    def write(self, layer: int, start: int, kv: Tensor) -> None:
+        super().write(layer, start, kv)
+        end = start + len(kv)
+        self._side.copy(self.memory[layer, start:end], self.slots[layer % 2].rows[start:end])
+
+    @contextmanager
+    def edit(self, layer: int, tokens: int) -> Iterator[Tensor]:
+        self._forget()
+        rows = self.slots[layer % 2].rows[:tokens]
+        self._side.copy(rows, self.memory[layer, :tokens])
+        self._side.wait(self._side.mark())
+        yield rows
+        self._side.copy(self.memory[layer, :tokens], rows)
+
+    def _fetch(self, layer: int) -> None:
+        slot = self.slots[layer % 2]
+        for start, end in self._read:
+            self._side.copy(slot.rows[start:end], self.memory[layer, start:end])
+        slot.layer, slot.ready = layer, self._side.mark()
+
+    def _forget(self) -> None:
+        """What the slots hold is no longer what the host has, or not of the tokens that are needed."""
+        self._current = None
+        for slot in self.slots:
+            slot.layer = None
+
+
+def without(ranges: Sequence[Range], taken: Sequence[Range]) -> list[Range]:
+    """The tokens of ``ranges`` that are in none of ``taken``, as ascending ranges that do not touch."""
+    edges = sorted({edge for some in (*ranges, *taken) for edge in some})
+    wanted: list[Range] = []
+    for start, end in itertools.pairwise(edges):
+        inside = any(a <= start and end <= b for a, b in ranges) and not any(a <= start and end <= b for a, b in taken)
+        if inside and wanted and wanted[-1][1] == start:
+            wanted[-1] = (wanted[-1][0], end)
+        elif inside:
+            wanted.append((start, end))
+    return wanted

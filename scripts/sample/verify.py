@@ -1,0 +1,59 @@
+#!/usr/bin/env python
+"""Verify the samples of a run file by file: scripts/sample/verify.py OUTPUT/sampling.yaml [--SETTING VALUE ...]
+
+CONFIG is the configuration that scripts/sample.py left in its output folder, or any other with the same flags as there.
+Every file must be there, unchanged since it was written, decodable to its end, of the right length, size and rate, and
+its sidecar must state the right prompt, seed and settings; and no other videos may be in the samples' folders, which an
+evaluator may take for samples. The exit status is 0 only if all of that holds.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.bootstrap import use_checkout
+
+use_checkout()
+
+from tqdm import tqdm
+
+from harness.arguments import parse
+from harness.methods import add_parameters, given_parameters
+from sampling.config import add_settings, given_settings, read_run
+from sampling.job import make_job
+from sampling.verify import unlisted_videos, verify
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s CONFIG [--SETTING VALUE ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("config", metavar="CONFIG", help="sampling configuration (YAML)")
+    add_settings(parser)
+    add_parameters(parser)
+    args = parse(parser, sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        job = make_job(read_run(args.config, given_settings(args) | {"method_overrides": given_parameters(args)}))
+        with tqdm(total=len(job.tasks), unit="file", dynamic_ncols=True) as bar:
+            findings = verify(job, on_sample=bar.update)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for finding in findings:
+        print(finding.kind, job.output / finding.task.path, finding.reason, sep="\t")
+    unlisted = list(unlisted_videos(job))
+    for video in unlisted:
+        print("unlisted", video, "no sample of this run", sep="\t")
+    print(f"{len(job.tasks) - len(findings)} of {len(job.tasks)} samples in {job.output} are right")
+    return 1 if findings or unlisted else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

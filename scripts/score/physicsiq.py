@@ -1,0 +1,195 @@
+#!/usr/bin/env python
+"""Score videos made for Physics-IQ: the Original and the Verified score, both computed here.
+
+Examples:
+  score_physicsiq.sh outputs/physics_iq/nano-flowcache_fast-v2v/sampling.yaml
+  score_physicsiq.sh --generated outputs/my-model --data downloads/physics-IQ-benchmark
+  score_physicsiq.sh --generated outputs/*-op-run_* --data downloads/physics-IQ-benchmark-verified --layout verified
+
+The configuration that scripts/sample.py leaves in its output folder says what is where, and its samples are verified
+first, seeds included. Other videos are given with --generated: the folder they are in, or one that holds several such
+folders. Nothing is scored unless every video is there, can be decoded and lasts 5 s. The scores folder gets NAME.csv
+(official layout) and NAME_metrics.json for each folder of videos, and scores.md, which is also printed.
+"""
+
+import argparse
+import logging
+import multiprocessing
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.bootstrap import use_checkout
+
+use_checkout()
+
+import cv2
+from tqdm import tqdm
+
+from harness.arguments import parse
+from harness.sidecar import replacing, save_json
+from inference.config import require_path
+from metrics.physics_iq.files import Benchmark, check_generated, score_view
+from metrics.physics_iq.report import RUN_NAME, aggregate, markdown_table, official_table, summarise
+from metrics.physics_iq.scores import ViewResult
+from metrics.physics_iq.table import ScenarioView, find_descriptions, read_descriptions
+from sampling.config import PhysicsIqRun
+from sampling.verified import verified_job
+
+logger = logging.getLogger("score_physicsiq")
+
+LAYOUTS = ("original", "verified")
+VERIFIED_RUNS = 4
+# With fewer videos, starting processes takes longer than scoring.
+WORTH_PROCESSES = 40
+
+
+@dataclass(frozen=True)
+class Videos:
+    """What is to be scored: ``folders`` of videos against ``data``, whose views ``descriptions`` lists."""
+
+    folders: list[Path]
+    data: Path
+    descriptions: Path
+    layout: str
+    scores: Path
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        print(score(find_videos(args), args.processes), end="")
+        return 0
+    except (OSError, ValueError) as error:
+        logger.error("error: %s", error)
+        return 1
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s CONFIG | --generated DIR [DIR ...] --data DIR [--layout {original,verified}] [...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("config", nargs="?", metavar="CONFIG", help="sampling configuration (YAML)")
+    parser.add_argument("--generated", nargs="+", metavar="DIR", help="folders of videos, instead of a configuration")
+    parser.add_argument("--data", metavar="DIR", help="with --generated: the folder of the benchmark's real videos")
+    parser.add_argument(
+        "--descriptions", metavar="FILE", help="with --generated: descriptions.csv, if not in its place"
+    )
+    parser.add_argument(
+        "--layout", choices=LAYOUTS, help="with --generated: verified groups runs of a model (default: original)"
+    )
+    parser.add_argument("--scores_folder", metavar="DIR", help="where scores go (default: scores/ beside the videos)")
+    parser.add_argument("--processes", type=int, metavar="N", help="default: one per core where there is much to do")
+    args = parse(parser, argv)
+    if (args.config is None) == (args.generated is None):
+        parser.error("give either a sampling configuration or --generated")
+    if args.config is None and args.data is None:
+        parser.error("--generated needs --data, the folder of the benchmark's real videos")
+    if args.config is not None and (args.data or args.descriptions or args.layout):
+        parser.error("--data, --descriptions and --layout go with --generated; the configuration says them itself")
+    return args
+
+
+def find_videos(args: argparse.Namespace) -> Videos:
+    """What the arguments name, verified where a configuration says how it was made."""
+    if args.config is None:
+        folders, layout = video_folders(args.generated), args.layout or LAYOUTS[0]
+        data, descriptions, scores = args.data, args.descriptions, folders[0].parent / "scores"
+    else:
+        job = verified_job(args.config)
+        if not isinstance(job.run, PhysicsIqRun):
+            raise ValueError(f"{args.config} is a configuration for {job.run.benchmark}, not for physics_iq")
+        folders, layout = list(dict.fromkeys(job.output / task.path.parent for task in job.tasks)), job.run.layout
+        data, descriptions, scores = job.run.data, job.run.descriptions, job.output / "scores"
+    root = require_path(data, "data")
+    table = find_descriptions(root) if descriptions is None else require_path(descriptions, "descriptions")
+    return Videos(folders, root, table, layout, Path(args.scores_folder or scores))
+
+
+def video_folders(given: list[str]) -> list[Path]:
+    """Each folder that holds videos, of those given or directly below them."""
+    folders: list[Path] = []
+    for folder in map(Path, given):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no folder of generated videos: {folder}")
+        inner = sorted(path for path in folder.iterdir() if path.is_dir() and any(path.glob("*.mp4")))
+        found = [folder] if any(folder.glob("*.mp4")) else inner
+        if not found:
+            raise FileNotFoundError(f"no mp4 videos in {folder} nor in a folder in it")
+        folders += [path.absolute() for path in found]
+    names = [folder.name for folder in folders]
+    if len(set(names)) < len(names):
+        raise ValueError(f"scores are called by the folder's name, and several have the same: {', '.join(names)}")
+    return folders
+
+
+def score(videos: Videos, processes: int | None) -> str:
+    """Write every folder's scores and give the table of all of them, in Markdown."""
+    views = read_descriptions(videos.descriptions)
+    verified = videos.layout == "verified"
+    if verified:
+        check_run_names(videos.folders)
+    rates = {folder: check_generated(folder, views) for folder in videos.folders}
+    videos.scores.mkdir(parents=True, exist_ok=True)
+    runs: dict[str, dict[str, Any]] = {}
+    for folder, fps in rates.items():
+        results = list(zip(views, compare_all(Benchmark(videos.data, fps), views, folder, processes), strict=True))
+        runs[folder.name] = {"layout": videos.layout, "fps": fps, **summarise(results)}
+        with replacing(videos.scores / f"{folder.name}.csv") as part:
+            part.write_text(official_table(results), encoding="utf-8")
+        save_json(videos.scores / f"{folder.name}_metrics.json", runs[folder.name])
+    models = aggregate(runs) if verified else {}
+    if models:
+        save_json(videos.scores / "models.json", models)
+    table = markdown_table(runs, models)
+    with replacing(videos.scores / "scores.md") as part:
+        part.write_text(table, encoding="utf-8")
+    return table
+
+
+def check_run_names(folders: list[Path]) -> None:
+    """ValueError where a folder of the Verified layout is not named as a run; a warning where a run is lacking."""
+    counts: dict[str, int] = {}
+    for folder in folders:
+        match = RUN_NAME.fullmatch(folder.name)
+        if match is None:
+            raise ValueError(f"{folder} is not named MODEL-op-run_NN or MODEL-bpp-run_NN, as layout verified has it")
+        counts[match["model"]] = counts.get(match["model"], 0) + 1
+    for model, count in counts.items():
+        if count != VERIFIED_RUNS:
+            logger.warning("%s has %d runs; Verified asks for %d", model, count, VERIFIED_RUNS)
+
+
+def compare_all(
+    benchmark: Benchmark, views: list[ScenarioView], folder: Path, processes: int | None
+) -> list[ViewResult]:
+    """Compare every video of a folder with the real ones, in order of the views."""
+    if processes is None:
+        processes = (os.cpu_count() or 1) if len(views) >= WORTH_PROCESSES else 1
+    arguments = ([benchmark] * len(views), views, [folder / view.generated_name for view in views])
+    progress = tqdm(total=len(views), unit="video", desc=folder.name, disable=None)
+    with progress:
+        if processes <= 1:
+            return [advance(progress, score_view(*each)) for each in zip(*arguments, strict=True)]
+        # Forked processes would inherit the locks of OpenCV's threads.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+            return [advance(progress, result) for result in pool.map(score_view, *arguments)]
+
+
+def advance(progress: tqdm, result: ViewResult) -> ViewResult:
+    progress.update()
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+#!/usr/bin/env python
+"""Score videos made for VBench: its official evaluator judges them, the totals are computed here.
+
+Examples:
+  score_vbench.sh outputs/vbench/nano-flowcache_fast/sampling.yaml
+  score_vbench.sh outputs/vbench/nano-flowcache_fast/sampling.yaml --evaluator ~/vbench/bin/vbench --ngpus 8
+
+CONFIG is the configuration that scripts/sample.py leaves in its output folder; its samples are verified first, seeds
+included. The evaluator runs in an environment of its own, a dimension at a time; dimensions that were judged after
+their videos were made are not judged again. The scores folder gets a folder per dimension with the evaluator's files
+and log, vbench.json, and vbench.md, which is also printed. Quality, Semantic and Total need all 16 dimensions.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.bootstrap import use_checkout
+
+use_checkout()
+
+from harness.arguments import parse
+from harness.sidecar import replacing, save_json
+from metrics.vbench import DIMENSIONS, markdown_table, normalise, read_results, totals
+from sampling.config import VBenchRun
+from sampling.evaluator import (
+    FILTERED,
+    INDICES,
+    Evaluation,
+    EvaluatorError,
+    check_counts,
+    earlier_evaluation,
+    evaluate,
+    find_evaluator,
+)
+from sampling.job import Job
+from sampling.verified import verified_job
+
+logger = logging.getLogger("score_vbench")
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        print(score(args), end="")
+        return 0
+    except (OSError, ValueError, EvaluatorError) as error:
+        logger.error("error: %s", error)
+        return 1
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s CONFIG [--evaluator FILE] [--scores_folder DIR] [--ngpus N] [--again] [--no_static_filter]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("config", metavar="CONFIG", help="sampling configuration (YAML)")
+    parser.add_argument("--evaluator", metavar="FILE", help="the vbench command (default: downloads/vbench/bin/vbench)")
+    parser.add_argument("--scores_folder", metavar="DIR", help="where scores go (default: scores/ in the run's output)")
+    parser.add_argument("--ngpus", type=int, default=1, metavar="N", help="GPUs for the evaluator (default: 1)")
+    parser.add_argument("--again", action="store_true", help="judge every dimension, judged before or not")
+    parser.add_argument(
+        "--no_static_filter",
+        action="store_true",
+        help="judge temporal_flickering on each prompt's first five videos, not on five static ones of all",
+    )
+    return parse(parser, argv)
+
+
+def score(args: argparse.Namespace) -> str:
+    """Judge every dimension of the run, write the scores and give their table, in Markdown."""
+    evaluator = find_evaluator(args.evaluator)
+    job = verified_job(args.config)
+    if not isinstance(job.run, VBenchRun):
+        raise ValueError(f"{args.config} is a configuration for {job.run.benchmark}, not for vbench")
+    scores = Path(args.scores_folder or job.output / "scores")
+    evaluations = {name: judge(args, evaluator, job, name, scores / name) for name in job.run.dimensions}
+    results = read_results(scores / name / evaluation.result for name, evaluation in evaluations.items())
+    check_counts(evaluations, {name: results[name].judged for name in evaluations})
+
+    missing = [name for name in DIMENSIONS if name not in results]
+    overall = None if missing else totals(results)
+    if missing:
+        logger.warning("no totals without all 16 dimensions; missing: %s", ", ".join(missing))
+    dimensions: dict[str, Any] = {}
+    for name, result in results.items():
+        made = evaluations[name]
+        dimensions[name] = {
+            "score": result.score,
+            "normalised": normalise(name, result.score),
+            "judged": result.judged,
+            "given": made.given,
+            "static_filter": made.static_filter,
+            "file": f"{name}/{made.result}",
+        }
+    contents = {
+        "model_name": job.model_name,
+        "samples_per_prompt": job.run.samples_per_prompt,
+        "total": None if overall is None else overall.total,
+        "quality": None if overall is None else overall.quality,
+        "semantic": None if overall is None else overall.semantic,
+        "missing": missing,
+        "dimensions": dimensions,
+    }
+    table = markdown_table(results, overall)
+    save_json(scores / "vbench.json", contents)
+    with replacing(scores / "vbench.md") as part:
+        part.write_text(table, encoding="utf-8")
+    return table
+
+
+def judge(args: argparse.Namespace, evaluator: Path, job: Job, dimension: str, folder: Path) -> Evaluation:
+    """The evaluation of one dimension: an earlier one, where it still stands, or a new one."""
+    videos = [job.output / task.path for task in job.listing.groups[dimension]]
+    more_than_needed = job.run.flickering_samples > INDICES
+    static_filter = dimension == FILTERED and more_than_needed and not args.no_static_filter
+    found = None if args.again else earlier_evaluation(folder, dimension, videos, static_filter)
+    if found is not None:
+        logger.info("%s: judged before", dimension)
+        return found
+    logger.info("%s: judging %d videos", dimension, len(videos))
+    return evaluate(evaluator, dimension, videos, folder, static_filter, args.ngpus)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

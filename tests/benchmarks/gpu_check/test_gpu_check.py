@@ -1,0 +1,86 @@
+"""The GPU check in tiny sizes on a CPU: what it finds, that a failing section stops no other, that time is kept."""
+
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from tests.loading import load_benchmark
+from tests.paths import ROOT
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    return load_benchmark("gpu_check/main")
+
+
+def bench(script: ModuleType, seconds: float = 600.0) -> Any:
+    sizes = replace(script.SMALL, sides=(32,), matmul=64, repeats=1, run_chunks=5, run_steps=16, compiler="eager")
+    return script.Bench(torch.device("cpu"), sizes, ROOT / "tests" / "golden", time.monotonic() + seconds)
+
+
+def found(script: ModuleType, sections: dict[str, Any], folder: Path, seconds: float = 600.0) -> dict[str, Any]:
+    record: dict[str, Any] = {"sections": {}}
+    script.check(bench(script, seconds), sections, record, folder / "new" / "gpu.json")
+    written = json.loads((folder / "new" / "gpu.json").read_text(encoding="utf-8"))
+    assert written["sections"].keys() == sections.keys()
+    return written["sections"]
+
+
+def test_every_section_finds_something(script: ModuleType, tmp_path: Path) -> None:
+    # Parity starts processes and compiling takes long; both are tested on their own.
+    sections = {name: section for name, section in script.SECTIONS.items() if name not in ("parity", "compiled")}
+    outcome = found(script, sections, tmp_path)
+    assert {name: section for name, section in outcome.items() if "result" not in section} == {}
+    results = {name: section["result"] for name, section in outcome.items()}
+
+    (alone, window) = results["forwards"]["32x32"]
+    assert (alone["keys"], window["chunks"]) == ([240], 4)
+    assert window["keys"] == [168, 192, 216, 240]  # 24 tokens a chunk, the last window of ten
+    memory = results["cache_memory"]
+    assert memory["full_history"]["kv_cache_bytes"] == 2 * memory["compressed"]["kv_cache_bytes"] > 0
+    assert memory["compressed"]["keys"][-1] == 5 * 24
+    assert memory["compressed"]["compressions"] == len(results["flowcache"]["compression_seconds"]) == 5
+    assert results["attention"]["sdpa"]["self_error"] < 0.05 and results["attention"]["sdpa"]["cross_error"] < 0.05
+    assert "CUDA" in results["attention"]["flash2"]["not_measured"]
+    assert 0.0 <= results["fp8_layers"].get("relative_difference", 0.0) < 0.02
+    runs = results["runs"]
+    assert runs["none"]["share_reused"] == 0
+    for name, share in (("slow", 0.21), ("fast", 0.32)):
+        assert runs[name]["share_reused"] == pytest.approx(share, abs=0.03)
+
+
+def test_a_failing_section_is_recorded_and_the_others_go_on(script: ModuleType, tmp_path: Path) -> None:
+    def fails(bench: Any) -> dict[str, Any]:
+        raise RuntimeError("CUDA out of memory")
+
+    outcome = found(script, {"first": fails, "matmul": script.SECTIONS["matmul"]}, tmp_path)
+    assert outcome["first"]["error"] == "RuntimeError: CUDA out of memory"
+    assert outcome["first"]["where"][-1].startswith("test_gpu_check.py:")
+    assert outcome["matmul"]["result"]["tflops"] > 0
+
+
+def test_without_time_the_rest_is_skipped(script: ModuleType, tmp_path: Path) -> None:
+    outcome = found(script, {"matmul": script.SECTIONS["matmul"]}, tmp_path, seconds=3.0)
+    assert "s of the time are left" in outcome["matmul"]["skipped"]
+
+
+def test_a_run_stops_when_time_is_up(script: ModuleType) -> None:
+    with pytest.raises(TimeoutError, match="no time left at step 0 of"):
+        script.SECTIONS["runs"](bench(script, seconds=0.0))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py"])
+    assert script.main([str(tmp_path)]) == 1
+    assert "no GPU cuda here" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []

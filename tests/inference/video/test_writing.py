@@ -1,0 +1,243 @@
+"""Writing of videos: exact counts, reproducible files, and what remains when a run is stopped or the disk is full."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from inference.video.reading import probe_video, read_video
+from inference.video.writing import VideoWriter, check_output_path
+from tests.paths import ROOT
+
+
+def frames_of(count: int, height: int = 32, width: int = 48) -> torch.Tensor:
+    """A bright bar that moves down by one row a frame: (count, height, width, 3) uint8."""
+    frames = torch.full((count, height, width, 3), 40, dtype=torch.uint8)
+    for number in range(count):
+        frames[number, number % height] = torch.tensor([200, 120, 90], dtype=torch.uint8)
+    return frames
+
+
+def write(path: Path, frames: torch.Tensor, fps: int = 24) -> VideoWriter:
+    with VideoWriter(path, fps, frames.shape[1], frames.shape[2]) as writer:
+        for part in frames.split(10):
+            writer.append(part)
+    return writer
+
+
+def run_python(code: str, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        # A test run in the background may have been started with Ctrl-C ignored, which processes inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+@pytest.mark.parametrize(("count", "fps", "duration"), [(48, 24, 2.0), (1, 24, 1 / 24), (25, 8, 3.125), (3, 30, 0.1)])
+def test_exact_count_and_duration(tmp_path, count, fps, duration):
+    writer = write(tmp_path / "video.mp4", frames_of(count), fps)
+    assert writer.frames_written == count and not writer.stopped
+    info = probe_video(tmp_path / "video.mp4")
+    assert (info.frames, info.fps, info.width, info.height) == (count, float(fps), 48, 32)
+    assert info.duration == pytest.approx(duration, abs=1e-4)
+    assert os.listdir(tmp_path) == ["video.mp4"]
+
+
+def test_colours_survive(tmp_path):
+    colours = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [0, 0, 0], [120, 60, 200]])
+    frames = colours.to(torch.uint8)[:, None, None, :].expand(6, 32, 48, 3).contiguous()
+    write(tmp_path / "video.mp4", frames, fps=8)
+    difference = (read_video(tmp_path / "video.mp4", 8, 32, 48).int() - frames.int()).abs()
+    assert difference.max() <= 6
+
+
+def test_equal_frames_give_equal_files(tmp_path):
+    write(tmp_path / "one.mp4", frames_of(30))
+    write(tmp_path / "two.mp4", frames_of(30))
+    assert (tmp_path / "one.mp4").read_bytes() == (tmp_path / "two.mp4").read_bytes()
+
+
+def test_equal_frames_give_equal_files_at_any_size(tmp_path):
+    """Nine macroblocks wide, textured, several at once: x264's tree of macroblocks gives half of them other bits."""
+    texture = torch.randint(0, 60, (24, 48, 144, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for number, frame in enumerate(texture):
+        frame[10 + number : 30 + number, number : number + 20] += 120
+
+    def written(number: int) -> bytes:
+        path = tmp_path / f"{number}.mp4"
+        write(path, texture)
+        return path.read_bytes()
+
+    with ThreadPoolExecutor(4) as at_once:
+        assert len(set(at_once.map(written, range(16)))) == 1
+
+
+def test_the_file_appears_when_it_is_complete(tmp_path):
+    path = tmp_path / "new folder" / "video.mp4"
+    path.parent.mkdir()
+    path.write_bytes(b"an older video")
+    with VideoWriter(path, 24, 32, 48) as writer:
+        writer.append(frames_of(100))  # x264 looks far ahead before it writes the first frame
+        assert path.read_bytes() == b"an older video"
+        assert [name for name in os.listdir(path.parent) if name.startswith(".~video.")]
+    assert probe_video(path).frames == 100 and os.listdir(path.parent) == ["video.mp4"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()])
+def test_a_stopped_run_leaves_a_playable_file(tmp_path, error):
+    writer = VideoWriter(tmp_path / "video.mp4", 24, 32, 48)
+    with pytest.raises(type(error)), writer:
+        writer.append(frames_of(30))
+        raise error
+    assert writer.stopped and probe_video(tmp_path / "video.mp4").frames == writer.frames_written == 30
+    assert os.listdir(tmp_path) == ["video.mp4"] and writer.saved_as == tmp_path / "video.mp4"
+
+
+def test_an_unfinished_video_never_replaces_an_older_one(tmp_path, caplog):
+    (tmp_path / "video.mp4").write_bytes(b"an older video")
+    for count in (5, 7):  # an older partial one does not count as worth keeping
+        writer = VideoWriter(tmp_path / "video.mp4", 24, 32, 48)
+        with pytest.raises(KeyboardInterrupt), writer:
+            writer.append(frames_of(count))
+            raise KeyboardInterrupt
+        assert writer.saved_as == tmp_path / "video.partial.mp4" and probe_video(writer.saved_as).frames == count
+        assert (tmp_path / "video.mp4").read_bytes() == b"an older video"
+        assert sorted(os.listdir(tmp_path)) == ["video.mp4", "video.partial.mp4"]
+    assert "the older video.mp4 is unchanged" in caplog.text
+    writer = write(tmp_path / "video.mp4", frames_of(3))
+    assert writer.saved_as == tmp_path / "video.mp4" and probe_video(tmp_path / "video.mp4").frames == 3
+
+
+def test_a_lock_that_ctrl_c_left_taken_stops_nothing(tmp_path):
+    """Ctrl-C may interrupt the main thread in the middle of a log line, whose lock it then keeps."""
+    code = """
+        import logging, sys, torch
+        from inference.video.writing import VideoWriter
+        logging.basicConfig(format="%(message)s", stream=sys.stdout)
+        lock = logging.getLogger().handlers[0]
+        for batches in (0, 1):
+            try:
+                with VideoWriter(sys.argv[1], 24, 32, 48) as writer:
+                    for _ in range(batches):
+                        writer.append(torch.zeros(4, 32, 48, 3, dtype=torch.uint8))
+                    lock.acquire()
+                    raise KeyboardInterrupt
+            except KeyboardInterrupt:
+                lock.release()
+                print(writer.frames_written, flush=True)
+    """
+    with run_python(code, str(tmp_path / "video.mp4")) as process:
+        try:
+            lines = process.communicate(timeout=120)[0].splitlines()
+        finally:
+            process.kill()
+    assert process.returncode == 0 and (lines[1], lines[3]) == ("0", "4")
+    assert lines[0].startswith("stopped before the first frame") and lines[2].startswith("stopped early")
+
+
+def test_stopped_before_the_first_frame(tmp_path):
+    (tmp_path / "video.mp4").write_bytes(b"an older video")
+    with pytest.raises(KeyboardInterrupt), VideoWriter(tmp_path / "video.mp4", 24, 32, 48):
+        raise KeyboardInterrupt
+    assert (tmp_path / "video.mp4").read_bytes() == b"an older video" and os.listdir(tmp_path) == ["video.mp4"]
+
+
+def test_no_frame_at_all_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no frames were written"), VideoWriter(tmp_path / "video.mp4", 24, 32, 48):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_ctrl_c_leaves_whole_batches(tmp_path):
+    """A real SIGINT, at no particular moment, while batches of 7 frames are being encoded."""
+    code = """
+        import sys, torch
+        from inference.video.writing import VideoWriter
+        frames = torch.randint(0, 255, (7, 128, 128, 3), dtype=torch.uint8)
+        with VideoWriter(sys.argv[1], 24, 128, 128) as writer:
+            for batch in range(10_000):
+                writer.append(frames)
+                if batch == 2:
+                    print("writing", flush=True)
+    """
+    with run_python(code, str(tmp_path / "video.mp4")) as process:
+        assert process.stdout.readline() == "writing\n"
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=60)
+    assert process.returncode != 0
+    info = probe_video(tmp_path / "video.mp4")
+    assert info.frames >= 21 and info.frames % 7 == 0 and info.duration == pytest.approx(info.frames / 24, abs=1e-3)
+    assert os.listdir(tmp_path) == ["video.mp4"]
+
+
+def test_full_disk(tmp_path):
+    """A limit on the file size makes the operating system refuse to write, as a full disk does."""
+    (tmp_path / "video.mp4").write_bytes(b"an older video")
+    code = """
+        import resource, sys, torch
+        from inference.video.writing import VideoWriter
+        frames = torch.randint(0, 255, (12, 128, 128, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        for limit in (100, 60_000, 150_000, 400_000):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+            try:
+                with VideoWriter(sys.argv[1], 24, 128, 128) as writer:
+                    for _ in range(12):
+                        writer.append(frames)
+            except OSError as error:
+                print(error)
+    """
+    with run_python(code, str(tmp_path / "video.mp4")) as process:
+        lines = process.stdout.read().splitlines()
+    assert process.returncode == 0 and len(lines) == 4
+    for line in lines:
+        assert "video.mp4 failed after" in line and "the disk is full; the partial file was removed" in line
+    assert (tmp_path / "video.mp4").read_bytes() == b"an older video" and os.listdir(tmp_path) == ["video.mp4"]
+
+
+def test_output_path(tmp_path):
+    assert check_output_path(str(tmp_path / "a" / "b" / "video.mp4")) == tmp_path / "a" / "b" / "video.mp4"
+    assert os.listdir(tmp_path / "a" / "b") == []
+    with pytest.raises(ValueError, match=r"must end in \.mp4"):
+        check_output_path(tmp_path / "video.avi")
+    (tmp_path / "folder.mp4").mkdir()
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        check_output_path(tmp_path / "folder.mp4")
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="cannot write to the output folder"):
+        check_output_path(tmp_path / "file" / "video.mp4")
+
+
+def test_output_folder_without_permission(tmp_path):
+    folder = Path("/proc")  # not even root may write here
+    if os.geteuid() != 0:
+        folder = tmp_path / "closed"
+        folder.mkdir(mode=0o555)
+    with pytest.raises(OSError, match="cannot write to the output folder"):
+        check_output_path(folder / "video.mp4")
+
+
+@pytest.mark.parametrize(("height", "width"), [(31, 48), (32, 47), (0, 48)])
+def test_odd_sizes_are_refused(tmp_path, height, width):
+    with pytest.raises(ValueError, match=f"even sizes, got {width}x{height}"):
+        VideoWriter(tmp_path / "video.mp4", 24, height, width)
+
+
+def test_wrong_frames_are_refused(tmp_path):
+    with VideoWriter(tmp_path / "video.mp4", 24, 32, 48) as writer:
+        writer.append(frames_of(2))
+        with pytest.raises(ValueError, match=r"\(T, 32, 48, 3\), got \(1, 48, 32, 3\)"):
+            writer.append(frames_of(1, 48, 32))
+        with pytest.raises(ValueError, match=r"torch\.float32"):
+            writer.append(frames_of(1).float())
+    with pytest.raises(RuntimeError, match="not open"):
+        writer.append(frames_of(1))
+    assert probe_video(tmp_path / "video.mp4").frames == 2

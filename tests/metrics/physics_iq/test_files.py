@@ -1,0 +1,178 @@
+"""A small benchmark in the official layout: finding its files, refusing what cannot be scored, and known scores."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from metrics.physics_iq.files import Benchmark, check_generated, read_frames, read_take, score_view
+from metrics.physics_iq.motion_masks import write_masks
+from metrics.physics_iq.scores import Comparison, ViewResult, original_score, verified_score
+from metrics.physics_iq.table import find_descriptions, read_descriptions
+from tests.physics_iq_folder import FPS, FRAMES, SIZE, build_benchmark, generated_names, square, submit_take, write
+
+NAMES = list(generated_names())
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Not to be changed."""
+    root = tmp_path_factory.mktemp("data")
+    build_benchmark(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def filmed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Take 2 as if a model had made it. Not to be changed."""
+    folder = tmp_path_factory.mktemp("filmed")
+    submit_take(data, folder, take=2)
+    return folder
+
+
+def score_all(data: Path, generated: Path) -> list[ViewResult]:
+    views = read_descriptions(find_descriptions(data))
+    benchmark = Benchmark(data, check_generated(generated, views))
+    return [score_view(benchmark, view, generated / view.generated_name) for view in views]
+
+
+def test_take_1_as_generated(data: Path, tmp_path: Path) -> None:
+    submit_take(data, tmp_path, take=1)
+    results = score_all(data, tmp_path)
+    for result in results:
+        assert result.first == Comparison((0.0,) * FRAMES, (1.0,) * FRAMES, 1.0, 1.0)
+        assert result.second == result.variance
+        assert 0.3 < result.variance.mean("spatiotemporal_iou") < 0.95 and result.variance.mean("mse") > 1e-3
+    assert original_score(results).score == 100
+    assert verified_score(results).score == pytest.approx(100, abs=1e-3)
+
+
+def test_take_2_as_generated_is_as_near_as_reality(data: Path, filmed: Path) -> None:
+    results = score_all(data, filmed)
+    assert original_score(results).score == pytest.approx(100, abs=0.05)
+    assert original_score(results, rounded=False).score == pytest.approx(100, abs=1e-9)
+    assert verified_score(results).score == pytest.approx(100, abs=1e-3)
+
+
+def test_a_still_video_scores_near_zero(data: Path, tmp_path: Path) -> None:
+    for name in NAMES:
+        write(tmp_path / name, square(speed=0, row=20))
+    results = score_all(data, tmp_path)
+    # All it gets are the first frames, before the motion has become large enough for a mask.
+    assert all(result.first.spatiotemporal_iou[3:] == (0.0,) * (FRAMES - 3) for result in results)
+    assert original_score(results).score < 5
+    components = verified_score(results).components
+    assert components["spatial_iou"] == components["weighted_spatial_iou"] == 0
+    assert components["spatiotemporal_iou"] < 5 and components["mse"] < 50
+
+
+def test_frames_are_those_that_opencv_reads(data: Path) -> None:
+    path = next(data.rglob("0001_testing*.mp4"))
+    capture = cv2.VideoCapture(str(path))
+    for frame in read_frames(path):
+        assert np.array_equal(frame, cv2.cvtColor(capture.read()[1], cv2.COLOR_BGR2RGB))
+    assert not capture.read()[0]
+
+
+def test_takes_are_read_at_a_quarter_of_the_size_of_the_first(data: Path, tmp_path: Path) -> None:
+    write(tmp_path / "large.mp4", square(speed=4, row=30, size=96))
+    take = read_take(tmp_path / "large.mp4", FPS, FRAMES)
+    assert take.pictures.shape == (FRAMES, 24, 24, 3) and take.masks.shape == (FRAMES, 24, 24)
+    take = read_take(tmp_path / "large.mp4", FPS, 7, size=(16, 12))
+    assert take.pictures.shape == (7, 12, 16, 3) and take.masks.shape == (7, 12, 16)
+    frame = next(read_frames(tmp_path / "large.mp4"))
+    assert np.array_equal(take.pictures[0], cv2.resize(frame, (16, 12), interpolation=cv2.INTER_LINEAR))
+    assert not take.masks[0].any() and take.masks[3].any()
+
+
+def test_masks_that_come_with_the_data_are_used(data: Path, filmed: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(data, tmp_path / "data")
+    view = read_descriptions(find_descriptions(root))[0]
+    computed = score_view(Benchmark(root, FPS), view, filmed / view.generated_name)
+    folder = root / "physics-IQ-benchmark" / "video-masks" / "real" / f"{FPS}FPS"
+    folder.mkdir(parents=True)
+    masks = np.zeros((FRAMES, SIZE, SIZE), np.uint8)
+    masks[:, :32] = 255
+    write_masks(folder / f"0001_video-masks_{FPS}FPS_{view.view}_take-1_{view.scenario}.mp4", masks, FPS)
+    take_1 = read_take(Benchmark(root, FPS).testing(view, 1), FPS, FRAMES, mask=Benchmark(root, FPS).mask(view, 1))
+    assert take_1.masks[:, :7].all() and not take_1.masks[:, 9:].any()
+    shipped = score_view(Benchmark(root, FPS), view, filmed / view.generated_name)
+    assert shipped.first.mse == computed.first.mse
+    assert shipped.first.spatial_iou != computed.first.spatial_iou
+    assert shipped.second == computed.second  # take 2 has no mask of its own
+
+
+def test_data_that_is_not_there(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no Physics-IQ data in"):
+        Benchmark(tmp_path, FPS)
+    with pytest.raises(FileNotFoundError, match=r"no real videos at 24 fps: .*24FPS is missing \(there: 8FPS\)"):
+        Benchmark(data, 24)
+    root = shutil.copytree(data, tmp_path / "data")
+    next(root.rglob("*_take-2_trimmed-slide.mp4")).unlink()
+    benchmark = Benchmark(root / "physics-IQ-benchmark", FPS)
+    missing = [view for view in read_descriptions(find_descriptions(root)) if view.scenario == "trimmed-slide"]
+    with pytest.raises(FileNotFoundError, match=r"trimmed-slide\.mp4, take 2, is not in"):
+        for view in missing:
+            benchmark.testing(view, 2)
+
+
+def test_two_files_for_one_take(data: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(data, tmp_path / "data")
+    file = next(root.rglob("0001_testing*.mp4"))
+    shutil.copy(file, file.with_name(file.name.replace("0001", "0099")))
+    with pytest.raises(ValueError, match="are both take 1 of trimmed-slide"):
+        Benchmark(root, FPS)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def damage(path: Path) -> None:
+    """Overwrite the pictures in the middle of the file, which stays a file that can be opened."""
+    contents = bytearray(path.read_bytes())
+    middle = contents.index(b"mdat") + 2000
+    contents[middle : middle + 300] = b"\xff" * 300
+    path.write_bytes(contents)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "missing": (Path.unlink, r"0002_.* is missing"),
+    "cut off": (truncate, r"0002_\S+ cannot be decoded"),
+    "damaged": (damage, r"0002_\S+ (is damaged at|cannot be decoded beyond) frame \d"),
+    "no video": (lambda path: path.write_text("nothing"), r"0002_\S+ cannot be decoded"),
+    "a frame short": (lambda path: write(path, square(2, 20, frames=39)), r"lasts 4\.875 s and has 39 frames at 8 fps"),
+    "a frame too many": (lambda path: write(path, square(2, 20, frames=41)), r"lasts 5\.125 s"),
+    "with the prefix": (lambda path: write(path, square(2, 20, frames=64)), r"lasts 8\.000 s and has 64 frames"),
+    "another rate": (
+        lambda path: write(path, square(2, 20, frames=50), fps=10),
+        r"several frame rates \(3 at 8, 1 at 10 fps\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+def test_generated_videos_that_cannot_be_scored(data: Path, filmed: Path, tmp_path: Path, case: str) -> None:
+    harm, message = DAMAGES[case]
+    folder = shutil.copytree(filmed, tmp_path / "generated")
+    views = read_descriptions(find_descriptions(data))
+    assert check_generated(folder, views) == FPS
+    harm(folder / NAMES[1])
+    with pytest.raises(ValueError, match=message):
+        check_generated(folder, views)
+
+
+def test_all_that_is_wrong_is_named(data: Path, filmed: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(filmed, tmp_path / "generated")
+    (folder / NAMES[0]).unlink()
+    write(folder / NAMES[3], square(2, 20, frames=20))
+    shutil.copy(folder / NAMES[1], folder / "0005_perspective-left_trimmed-other.mp4")
+    with pytest.raises(ValueError) as error:
+        check_generated(folder, read_descriptions(find_descriptions(data)))
+    for part in (f"{NAMES[0]} is missing", "0005_perspective-left_trimmed-other.mp4 is not one", "20 frames"):
+        assert part in str(error.value)
+    with pytest.raises(FileNotFoundError, match="no folder of generated videos"):
+        check_generated(tmp_path / "nothing", read_descriptions(find_descriptions(data)))

@@ -1,0 +1,90 @@
+"""What a run of scripts/generate.py leaves that was stopped, or failed, before its video was complete."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from inference.video.reading import probe_video
+from tests.scripts.conftest import Run, Start
+from tests.scripts.generate.stopped import assert_partial_video, stop
+
+# Eight steps make the first chunk, two more each further one.
+STEPS_OF_THE_FIRST_CHUNK = 8
+
+
+def test_ctrl_c_keeps_whole_chunks(start_process: Start, tmp_path: Path) -> None:
+    process = start_process(tmp_path, "--num_frames", "9600")
+    said = stop(process, signal.SIGINT, STEPS_OF_THE_FIRST_CHUNK + 6)
+    assert process.returncode == 130 and "Traceback" not in said, said
+    assert sorted(os.listdir(tmp_path)) == ["video.json", "video.mp4", "video.reuse.png"]
+    sidecar = assert_partial_video(tmp_path, "video")
+    assert sidecar["frames"]["written"] >= 3 * 24 and sidecar["work"]["steps"] >= STEPS_OF_THE_FIRST_CHUNK + 6
+    assert f"stopped early: {tmp_path / 'video.mp4'} has the {sidecar['frames']['written']} frames made so far" in said
+
+
+def test_termination_leaves_an_older_video_alone(start_process: Start, tmp_path: Path) -> None:
+    older = {"video.mp4": b"an older video", "video.json": b"its sidecar", "video.reuse.png": b"its picture"}
+    for name, content in older.items():
+        (tmp_path / name).write_bytes(content)
+    process = start_process(tmp_path, "--num_frames", "9600")
+    said = stop(process, signal.SIGTERM, STEPS_OF_THE_FIRST_CHUNK + 2)
+    assert process.returncode == 130 and "Traceback" not in said, said
+    partial = ["video.partial.json", "video.partial.mp4", "video.partial.reuse.png"]
+    assert sorted(os.listdir(tmp_path)) == sorted([*older, *partial])
+    assert {name: (tmp_path / name).read_bytes() for name in older} == older
+    assert_partial_video(tmp_path, "video.partial")
+    assert "video.partial.mp4 has the" in said and "the older video.mp4 is unchanged" in said
+
+
+def test_ctrl_c_before_the_first_chunk_writes_nothing(start_process: Start, tmp_path: Path) -> None:
+    (tmp_path / "video.mp4").write_bytes(b"an older video")
+    process = start_process(tmp_path, "--num_steps", "8000")
+    said = stop(process, signal.SIGINT, 1)
+    assert process.returncode == 130 and "Traceback" not in said, said
+    assert "stopped before the first frame: nothing was written" in said
+    assert os.listdir(tmp_path) == ["video.mp4"] and (tmp_path / "video.mp4").read_bytes() == b"an older video"
+
+
+@pytest.fixture
+def fails_after_a_chunk(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pipeline runs out of memory once it has handed out one chunk."""
+    whole = script.MagiPipeline.frames
+
+    def frames(*arguments: Any, **options: Any) -> Iterator[torch.Tensor]:
+        yield next(whole(*arguments, **options))
+        raise torch.OutOfMemoryError("CUDA out of memory: 3 GiB")
+
+    monkeypatch.setattr(script.MagiPipeline, "frames", frames)
+
+
+def test_a_failed_run_keeps_what_is_done(
+    generate: Run, fails_after_a_chunk: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert generate("--num_frames", "72") == 1
+    assert assert_partial_video(tmp_path / "out", "video")["frames"]["written"] == 24
+    assert "error: CUDA out of memory: 3 GiB" in caplog.text
+
+
+def test_a_complete_run_replaces_an_older_video(generate: Run, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    for name in ("video.mp4", "video.json", "video.reuse.png"):
+        (tmp_path / "out" / name).write_bytes(b"older")
+    assert generate() == 0
+    assert sorted(os.listdir(tmp_path / "out")) == ["video.json", "video.mp4", "video.reuse.png"]
+    assert probe_video(tmp_path / "out" / "video.mp4").frames == 24
+    assert json.loads((tmp_path / "out" / "video.json").read_text(encoding="utf-8"))["stopped"] is False
+
+
+def test_a_sidecar_that_cannot_be_written(generate: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "out" / "video.json").mkdir(parents=True)
+    assert generate() == 1
+    assert f"video.mp4 was written, but not its sidecar {tmp_path / 'out' / 'video.json'}" in caplog.text
+    assert probe_video(tmp_path / "out" / "video.mp4").frames == 24
+    assert sorted(os.listdir(tmp_path / "out")) == ["video.json", "video.mp4"]
