@@ -12,6 +12,8 @@ from tests.loading import load_program
 from tests.paths import ROOT
 
 README = ROOT / "README.md"
+README_LINES = 150  # what a newcomer reads in the first minute; the rest belongs into docs/
+INDEX = ROOT / "docs" / "README.md"
 PACKAGES = (
     "inference",
     "flowcache",
@@ -132,6 +134,12 @@ def flags_of(command: str) -> set[str]:
     return {flag.replace("-", "_") for flag in FLAG.findall(said.getvalue())}
 
 
+def linked_pages(file: Path) -> set[Path]:
+    """The Markdown files that ``file`` links to."""
+    targets = LINK.findall(FENCE.sub("", file.read_text(encoding="utf-8")))
+    return {(file.parent / target.partition("#")[0]).resolve() for target in targets if ".md" in target}
+
+
 def check_all(files: list[Path], check: Check) -> None:
     found = {
         str(file.relative_to(ROOT)): wrong
@@ -157,6 +165,15 @@ def test_references_name_existing_headings() -> None:
 
 def test_files_that_are_named_exist() -> None:
     check_all(pages(), missing_files)
+
+
+def test_readme_is_short() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= README_LINES
+
+
+def test_every_page_is_in_the_index() -> None:
+    assert INDEX in linked_pages(README)
+    assert set(INDEX.parent.glob("*.md")) - linked_pages(INDEX) == {INDEX}
 
 
 @pytest.mark.slow
