@@ -21,7 +21,7 @@ from torch import Tensor
 
 from flowcache.config import FlowCacheConfig
 from flowcache.kv_cache import CompressedKVCache
-from flowcache.policy import ChunkwiseReuse
+from harness.methods import Method
 from inference.config import MagiConfig, load_config
 from inference.model.dit import VideoDiT
 from inference.record import ForwardRecord
@@ -101,7 +101,7 @@ def count(config: MagiConfig, row: Row) -> int:
         torch.nn.init.zeros_(parameter)
     geometry = kv_geometry(small, torch.device("cpu"))
     cache = CompressedKVCache(geometry, settings) if settings.compress_kv_cache else None
-    sampler = Sampler(dit, small, cache, ChunkwiseReuse(settings))
+    sampler = Sampler(dit, small, cache, Method("flowcache", row.name, settings).make_reuse())
     frames = make_schedule(small, 0).chunk_num * small.runtime.chunk_width
     noise = torch.zeros(1, small.model.in_channels, frames, 2, 2)
     for _ in sampler.run(noise, EmptyCaptions(small.model.caption_channels)):

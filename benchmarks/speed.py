@@ -93,7 +93,7 @@ def run_once(pipeline: MagiPipeline, method: Method, prompt: str) -> dict[str, A
         raise ValueError(f"{method.source} sets its own key window; compare methods of the same window")
     report = RunReport()
     began = time.perf_counter()
-    frames = pipeline.frames(Sample(prompt), policy=method.make_policy(), make_cache=method.make_cache, report=report)
+    frames = pipeline.frames(Sample(prompt), reuse=method.make_reuse(), make_cache=method.make_cache, report=report)
     for _ in frames:
         pass
     if pipeline.device.type == "cuda":

@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,8 @@ def recorded(config: MagiConfig, methods: Sequence[Method], device: torch.device
     found = []
     for method in tqdm(methods, desc="decisions with the bundled model"):
         report = RunReport()
-        policy, cache = method.make_policy(), method.make_cache
-        for _ in pipeline.frames(Sample(PROMPT), policy=policy, make_cache=cache, report=report):
+        reuse, cache = method.make_reuse(), method.make_cache
+        for _ in pipeline.frames(Sample(PROMPT), reuse=reuse, make_cache=cache, report=report):
             pass
         found.append(decisions(report.record))
     return found
@@ -90,10 +91,11 @@ class RandomModel:
 
     def run(self, method: Method, computed: list[tuple[int, ...]] | None) -> dict[str, float]:
         """Seconds and operations of one video's denoising."""
-        policy = method.make_policy()
-        policy = policy if computed is None else Replay(policy, computed)
+        reuse = method.make_reuse()
+        if computed is not None:
+            reuse = replace(reuse, decider=Replay(reuse.decider, computed))
         cache = method.make_cache(kv_geometry(self.config, self.device))
-        sampler = Sampler(self.dit, self.config, cache, policy)
+        sampler = Sampler(self.dit, self.config, cache, reuse)
         began = time.perf_counter()
         last: Tensor | None = None
         for chunk in sampler.run(self.noise, self.captions):

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from inference.reuse import ReuseSettings
 from inference.schedule import Schedule
+from inference.settings import ReuseSettings, Settings
 
 CompressStrategy = Literal["token", "frame", "chunk"]
 KeepRule = Literal["importance", "recent", "sinks", "random", "spread"]
@@ -16,10 +16,8 @@ ScoreDtype = Literal["float32", "compute"]
 ScoreWeighting = Literal["no_weight", "hard_code", "exponential", "polynomial", "upper_convex_polynomial", "gaussian"]
 
 
-class CompressionConfig(BaseModel):
-    """Parameters of the compressed KV cache, which works with any reuse policy. The defaults compress nothing."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+class CompressionConfig(Settings):
+    """Parameters of the compressed KV cache, which works with any way of reuse. The defaults compress nothing."""
 
     compress_kv_cache: bool = Field(False, description="keep the KV cache within total_cache_chunk_nums chunks")
     total_cache_chunk_nums: Annotated[int, Field(ge=2)] = Field(

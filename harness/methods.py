@@ -1,5 +1,5 @@
-"""From a method file and the user's flags to the policy and the cache of a run: where model and caching are put
-together.
+"""From a method file and the user's flags to who decides, who advances, and the cache of a run: where model and
+caching are put together.
 """
 
 import argparse
@@ -14,20 +14,21 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from flowcache.config import CompressionConfig, FlowCacheConfig
+from flowcache.decider import ChunkwiseDecider
 from flowcache.kv_cache import CompressedKVCache
-from flowcache.policy import ChunkwiseReuse
+from inference.advance import MemoryAdvancer
 from inference.config import MagiConfig, resolve_path
 from inference.kv_cache import KVCache, KVGeometry
-from inference.reuse import NoReuse, ReusePolicy
+from inference.reuse import Decider, Reuse
 from inference.schedule import Schedule
 from multistep.config import MultistepConfig
-from multistep.policy import MultistepReuse
+from multistep.decider import PatternDecider
 from teacache.config import TeaCacheConfig
-from teacache.policy import WindowReuse
+from teacache.decider import WindowDecider
 
 
 class TeaCacheSettings(CompressionConfig, TeaCacheConfig):
-    """TeaCache's parameters with those of the compressed cache, which serves any policy."""
+    """TeaCache's parameters with those of the compressed cache, which serves any method."""
 
 
 class MultistepSettings(CompressionConfig, MultistepConfig):
@@ -65,12 +66,13 @@ class Method:
     window: tuple[int, ...] | None = None
     chosen: Mapping[str, Any] | None = None
 
-    def make_policy(self) -> ReusePolicy:
-        if self.settings is None:
-            return NoReuse()
-        if isinstance(self.settings, MultistepSettings):
-            return MultistepReuse(self.settings)
-        return (ChunkwiseReuse if isinstance(self.settings, FlowCacheConfig) else WindowReuse)(self.settings)
+    def make_reuse(self) -> Reuse:
+        return Reuse() if self.settings is None else make_reuse(self.settings)
+
+    @property
+    def remembered(self) -> int:
+        """Tensors of a chunk's latents that are kept of each chunk in the window: velocities, and what was gained."""
+        return 0 if self.settings is None else 3 if self.settings.correct else 2
 
     def make_cache(self, geometry: KVGeometry) -> KVCache:
         if self.settings is None or not self.settings.compress_kv_cache:
@@ -90,6 +92,18 @@ class Method:
         settings = {} if self.settings is None else self.settings.model_dump(mode="json")
         chosen = {} if self.chosen is None else {"chosen": dict(self.chosen)}
         return {"method": self.name, "source": self.source, **chosen, **settings}
+
+
+def make_reuse(settings: FlowCacheConfig | TeaCacheConfig | MultistepConfig) -> Reuse:
+    """The method's decider, the advancer that the settings ask for, and the passes that they keep."""
+    if isinstance(settings, MultistepConfig):
+        decider: Decider = PatternDecider(settings)
+    elif isinstance(settings, FlowCacheConfig):
+        decider = ChunkwiseDecider(settings)
+    else:
+        decider = WindowDecider(settings)
+    copies = not settings.discard_nearly_clean_chunk
+    return Reuse(decider, MemoryAdvancer(settings), settings.clean_pass, copies)
 
 
 def read_method(path: str | None, overrides: dict[str, Any]) -> Method:

@@ -49,9 +49,9 @@ class Request:
         """What the run would do if nothing were reused."""
         config, schedule = plan(self.config, self.prefix_frames)
         self.method.check(schedule)
-        policy = self.method.make_policy()
+        reuse = self.method.make_reuse()
         prefix = config.runtime.chunk_width * schedule.offset
-        passes = {"clean_pass": policy.clean_pass, "nearly_clean_copy": policy.nearly_clean_copy}
+        passes = {"clean_pass": reuse.clean_pass, "nearly_clean_copy": reuse.nearly_clean_copy}
         return dry_run(config, prefix, self.method.make_cache, **passes)
 
     def size(self, device: torch.device) -> MemoryEstimate:
@@ -63,7 +63,7 @@ class Request:
             largest_forward(self.record()),
             device=device,
             make_cache=self.method.make_cache,
-            reuse=self.method.settings is not None,
+            remembered=self.method.remembered,
             ranks=self.ranks,
         )
 

@@ -41,7 +41,7 @@ from inference.parallel.group import ALONE, ContextParallel
 from inference.parallel.launch import check_ranks
 from inference.placement.residency import free_bytes, place
 from inference.record import RunRecord
-from inference.reuse import ReusePolicy
+from inference.reuse import Reuse
 from inference.sampler import CleanChunk, Sampler, StepCallback, kv_geometry, make_schedule
 from inference.schedule import Schedule
 from inference.text.cache import CaptionFeatures
@@ -214,7 +214,7 @@ class MagiPipeline:
         self,
         sample: Sample,
         *,
-        policy: ReusePolicy | None = None,
+        reuse: Reuse | None = None,
         make_cache: CacheFactory = KVCache,
         on_step: StepCallback | None = None,
         report: RunReport | None = None,
@@ -223,7 +223,7 @@ class MagiPipeline:
 
         Args:
             sample: what to make.
-            policy: reuse policy; none by default.
+            reuse: who decides and who advances; MAGI-1 itself by default.
             make_cache: called with the ``KVGeometry``; the plain cache by default.
             on_step: called after every step of the sampler.
             report: filled while frames are drawn.
@@ -243,7 +243,7 @@ class MagiPipeline:
                 latents = self.vae.encode_video(prefix).float().to(self.device)
         noise = self._noise(sample, schedule)
         cache = make_cache(kv_geometry(config, self.device, self.parallel.ranks))
-        sampler = Sampler(self.dit, config, cache, policy, self.parallel)
+        sampler = Sampler(self.dit, config, cache, reuse, self.parallel)
         chunks = _clean_latents(sampler, sampler.run(noise, captions, latents, on_step), report)
         left = self.config.runtime.num_frames
         with closing(self._decoded(chunks, report)) as parts:

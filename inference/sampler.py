@@ -1,13 +1,13 @@
 """The denoising loop: a generator of clean latent chunks (docs/sampler.md, "The loop").
 
     for every step of the schedule:
-        ask the policy which chunks to compute
+        ask the decider which chunks to compute
         compute just those against the KV cache
-        move every chunk of the window: by its velocity, or by what the policy remembers
+        move every chunk of the window: by its velocity, or by what the advancer says
         let the cache make room
         yield the chunk that is clean now
 
-The sampler is the only caller of ``reset``: cache and policy start every video as new.
+The sampler is the only caller of ``reset``: cache, decider and advancer start every video as new.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ from inference.model.dit import VideoDiT
 from inference.model.guidance import CaptionSource, Guidance
 from inference.parallel.group import ALONE, ContextParallel
 from inference.record import RunRecord, StepRecord
-from inference.reuse import NoReuse, ReusePolicy
+from inference.reuse import Reuse
 from inference.schedule import Schedule, Step, chunk_count
 
 StepCallback = Callable[[StepRecord], None]
@@ -77,7 +77,7 @@ class Sampler:
         dit: the transformer, on its device.
         config: the whole configuration.
         cache: KV cache; the plain one by default.
-        policy: reuse policy; none by default. Of several ranks only the first asks it what to compute.
+        reuse: who decides and who advances; MAGI-1 itself by default. Of several ranks only the first asks the decider.
         parallel: the ranks that make the video together; each has a sampler and gives it the same arguments.
     """
 
@@ -86,7 +86,7 @@ class Sampler:
         dit: VideoDiT,
         config: MagiConfig,
         cache: KVCache | None = None,
-        policy: ReusePolicy | None = None,
+        reuse: Reuse | None = None,
         parallel: ContextParallel = ALONE,
     ) -> None:
         self.dit = dit
@@ -95,7 +95,7 @@ class Sampler:
         if cache is None:
             cache = KVCache(kv_geometry(config, next(dit.parameters()).device, parallel.ranks))
         self.cache = cache
-        self.policy = policy if policy is not None else NoReuse()
+        self.reuse = reuse if reuse is not None else Reuse()
         self.record = RunRecord()
 
     @torch.no_grad()
@@ -122,7 +122,7 @@ class Sampler:
         self._check_noise(noise, schedule)
         self.record = RunRecord(schedule.chunk_num, schedule.offset, schedule.num_steps)
         self.cache.reset(schedule)
-        self.policy.reset(schedule)
+        self.reuse.reset(schedule)
         guidance = Guidance(self.dit, self.config, schedule, self.cache, captions, self.record, self.parallel)
         window = _Latents(noise[0], None if prefix is None else prefix[0], self.config.runtime.chunk_width)
         if schedule.offset:
@@ -130,23 +130,25 @@ class Sampler:
 
         encoded: int | None = None  # chunk whose clean pass was made ahead of a compaction
         for step in schedule.steps:
-            clean = step.clean if self.policy.clean_pass and step.clean != encoded else None
+            clean = step.clean if self.reuse.clean_pass and step.clean != encoded else None
             window.overwrite(step)
-            todo = self.parallel.from_first(partial(self.policy.select, step, partial(self._features, window, step)))
+            todo = self.parallel.from_first(
+                partial(self.reuse.decider.select, step, partial(self._features, window, step))
+            )
             latents = {chunk: window.model_input(chunk) for chunk in (*todo, *(() if clean is None else (clean,)))}
-            velocities = guidance.velocities(step, latents, todo, clean, self.policy.nearly_clean_copy)
+            velocities = guidance.velocities(step, latents, todo, clean, self.reuse.nearly_clean_copy)
             self._integrate(step, window, velocities)
 
             passes = () if clean is None else (clean,)
             compacts = self.cache.compacts_after(step)
-            if compacts and self.policy.clean_pass and step.finished is not None:
+            if compacts and self.reuse.clean_pass and step.finished is not None:
                 # Compaction squeezes the chunk that has just finished: its lasting keys must be there before.
                 encoded = step.finished
                 guidance.encode_clean(step, encoded, window.model_input(encoded))
                 passes += (encoded,)
             self.cache.end_step(step)
 
-            copied = guidance.copied_chunk(step, todo) if self.policy.nearly_clean_copy else None
+            copied = guidance.copied_chunk(step, todo) if self.reuse.nearly_clean_copy else None
             entry = StepRecord(step.number, todo, _skipped(step, todo), passes, copied, compacts)
             self.record.steps.append(entry)
             if on_step is not None:
@@ -163,11 +165,11 @@ class Sampler:
             if entry.chunk in velocities:
                 velocity = velocities[entry.chunk]
                 window.add(entry.chunk, velocity * entry.dt)
-                correction = self.policy.observe(step, entry.chunk, velocity)
+                correction = self.reuse.advancer.observe(step, entry.chunk, velocity)
                 if correction is not None:
                     window.add(entry.chunk, correction)
             else:
-                window.add(entry.chunk, self.policy.advance(step, entry.chunk))
+                window.add(entry.chunk, self.reuse.advancer.advance(step, entry.chunk))
 
     def _check_noise(self, noise: Tensor, schedule: Schedule) -> None:
         frames = schedule.chunk_num * self.config.runtime.chunk_width

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference.reuse import NoReuse
+from inference.reuse import NoMemory
 from inference.schedule import Schedule, Step
 
 # What an error that will be corrected counts, against one that stays: until then the model sees latents that are off
@@ -22,8 +22,8 @@ from inference.schedule import Schedule, Step
 _PASSING = 0.05
 
 
-class VelocityRecorder(NoReuse):
-    """Computes everything, and sums up the inner products of each chunk's velocities.
+class VelocityRecorder(NoMemory):
+    """An advancer of runs that compute everything: it sums up the inner products of each chunk's velocities.
 
     `gram` (N, N) float64 over the chunks that finished since it was made, `chunks` their number, `times` (N + 1,) the
     noise levels.
@@ -106,7 +106,7 @@ def best_patterns(
         gram: (N, N) inner products of the velocities of one chunk's N steps, summed or averaged over chunks.
         times: (N + 1,) noise levels.
         lengths: how many steps are computed, each 1 .. N.
-        damping, correct: as in the policy's settings.
+        damping, correct: as in the settings.
 
     Raises:
         ValueError: a length is not within 1 .. N.

@@ -3,22 +3,21 @@
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from inference.schedule import Schedule
+from inference.settings import AdvanceSettings, PassSettings
 
 Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
 
 
-class MultistepConfig(BaseModel):
+class MultistepConfig(PassSettings, AdvanceSettings):
     """Which of a chunk's own steps are computed, and how it advances between them.
 
     Either `pattern` names the steps, as a calibration found them for one model and step count, or `computed_share` and
     `spacing` say how many there are and how they lie, for any step count.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
     pattern: tuple[Index, ...] | None = Field(
         None, description="own steps at which every chunk is computed, ascending from 0; others advance from memory"
@@ -31,15 +30,9 @@ class MultistepConfig(BaseModel):
         1.5, description="without a pattern: 1 spaces the computed steps evenly, more moves them to the chunk's end"
     )
     damping: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.8, description="share of the linear extrapolation that is applied; 0 holds the last velocity"
+        0.8, description=AdvanceSettings.model_fields["damping"].description
     )
-    correct: bool = Field(
-        True, description="at a computed step, replace what was extrapolated since the last one by the interpolation"
-    )
-    clean_pass: bool = Field(True, description="encode each finished chunk once more, clean, as MAGI-1 does")
-    discard_nearly_clean_chunk: bool = Field(
-        False, description="leave out the distilled model's extra copy of a nearly clean first chunk"
-    )
+    correct: bool = Field(True, description=AdvanceSettings.model_fields["correct"].description)
 
     @field_validator("pattern", mode="before")
     @classmethod

@@ -37,7 +37,7 @@ class SampleMaker:
             writer = VideoWriter(folder / "video.mp4", runtime.fps, runtime.video_size_h, runtime.video_size_w)
             with report.timed("total"), writer:
                 frames = self.pipeline.frames(
-                    sample, policy=self.job.method.make_policy(), make_cache=self.job.method.make_cache, report=report
+                    sample, reuse=self.job.method.make_reuse(), make_cache=self.job.method.make_cache, report=report
                 )
                 for chunk in frames:
                     with report.timed("write"):

@@ -176,7 +176,7 @@ def generate(args: argparse.Namespace, argv: list[str]) -> None:
             announce(pipeline, method, schedule)
             leave_video(args, pipeline, method, sample, report, schedule.total_steps)
         else:
-            for _ in pipeline.frames(sample, policy=method.make_policy(), make_cache=method.make_cache):
+            for _ in pipeline.frames(sample, reuse=method.make_reuse(), make_cache=method.make_cache):
                 pass  # the first rank writes them
 
 
@@ -240,7 +240,7 @@ def write_video(
         with bar, logging_redirect_tqdm(), writer, undisturbed_end():
             frames = pipeline.frames(
                 sample,
-                policy=method.make_policy(),
+                reuse=method.make_reuse(),
                 make_cache=method.make_cache,
                 on_step=lambda step: bar.update(),
                 report=report,

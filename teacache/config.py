@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from inference.reuse import ReuseSettings
+from inference.settings import ReuseSettings
 
 
 class TeaCacheConfig(ReuseSettings):

@@ -13,7 +13,7 @@ import torch
 
 # Forked from a process that has the slow imports behind it.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "inference.video.vae", "flowcache.policy", "tests.tiny"])
+CONTEXT.set_forkserver_preload(["torch", "inference.video.vae", "flowcache.decider", "tests.tiny"])
 SECONDS = 300
 
 

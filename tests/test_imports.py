@@ -19,9 +19,9 @@ FIRST_PARTY = (*LIBRARIES, "harness", "sampling", "scripts", "benchmarks", "exam
 ALLOWED = {
     "inference": (),
     "metrics": (),
-    "flowcache": ("inference.reuse", "inference.kv_cache", "inference.schedule"),
-    "teacache": ("inference.reuse", "inference.schedule"),
-    "multistep": ("inference.reuse", "inference.schedule"),
+    "flowcache": ("inference.reuse", "inference.kv_cache", "inference.schedule", "inference.settings"),
+    "teacache": ("inference.reuse", "inference.schedule", "inference.settings"),
+    "multistep": ("inference.reuse", "inference.schedule", "inference.settings"),
     "harness": LIBRARIES,
     "sampling": (*LIBRARIES, "harness"),
     "scripts": (*LIBRARIES, "harness", "sampling"),
@@ -32,8 +32,8 @@ ALLOWED = {
 
 # The wings of `inference` and the files beside them, from the ground up: each may import those on floors below its own.
 FLOORS = (
-    ("config_errors", "schedule"),
-    ("config", "record", "reuse"),
+    ("config_errors", "schedule", "settings"),
+    ("config", "record", "reuse", "advance"),
     ("placement", "parallel"),
     ("kv_cache", "text"),
     ("model",),
@@ -141,8 +141,8 @@ def test_the_walk_sees_the_repository() -> None:
 @pytest.mark.parametrize(
     ("package", "source"),
     [
-        ("inference", "import flowcache.policy"),
-        ("inference", "from flowcache import policy"),
+        ("inference", "import flowcache.decider"),
+        ("inference", "from flowcache import decider"),
         ("inference", "def late():\n    from scripts.generate import main"),
         ("flowcache", "from inference.sampler import Sampler"),
         ("flowcache", "from inference import sampler"),
@@ -161,7 +161,7 @@ def test_a_forbidden_import_is_seen(package: str, source: str) -> None:
     [
         ("flowcache", "from inference.kv_cache import KVCache\nfrom inference import reuse"),
         ("flowcache", "from flowcache.config import FlowCacheConfig\nfrom . import scoring\nimport torch"),
-        ("scripts", "import inference.config, flowcache.policy, scripts.parity.common"),
+        ("scripts", "import inference.config, flowcache.decider, scripts.parity.common"),
     ],
 )
 def test_allowed_imports_pass(package: str, source: str) -> None:

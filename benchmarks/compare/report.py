@@ -87,14 +87,14 @@ def _quality(row: Summary) -> str:
 
 def describe_settings(entry: Entry) -> str:
     """How a method is set, as far as figures depend on it: steps, key window, passes, memory."""
-    policy = entry.method.make_policy()
+    reuse = entry.method.make_reuse()
     window = ",".join(map(str, entry.window)) if entry.window else "full history"
     settings = entry.method.settings
     parts = [
         f"{entry.config.runtime.num_steps} steps",
         f"window {window}",
-        "clean pass" if policy.clean_pass else "no clean pass",
-        "nearly-clean copy" if policy.nearly_clean_copy else "no nearly-clean copy",
+        "clean pass" if reuse.clean_pass else "no clean pass",
+        "nearly-clean copy" if reuse.nearly_clean_copy else "no nearly-clean copy",
     ]
     if settings is not None and settings.compress_kv_cache:
         parts.append(f"cache compressed to {settings.total_cache_chunk_nums} chunks")

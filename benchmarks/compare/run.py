@@ -24,7 +24,7 @@ from example.nano.scenes.measure import measure
 from harness.sidecar import commit
 from inference.pipeline import MagiPipeline, RunReport, Sample
 from inference.record import RunRecord
-from inference.reuse import Features, NoReuse, ReusePolicy, relative_l1_by_chunk
+from inference.reuse import ComputeAll, Features, Reuse, relative_l1_by_chunk
 from inference.schedule import Schedule, Step
 from metrics.flops import TransformerSize, run_flops
 from metrics.similarity.lpips_distance import LpipsDistance
@@ -36,7 +36,7 @@ _BATCH = 32  # frames compared at a time
 _MARKS = {0: "0", 1: "1", -1: "-"}
 
 
-class ChangeRecorder(NoReuse):
+class ChangeRecorder(ComputeAll):
     """Computes everything, and notes by how much each chunk changes: what the paper's rule looks at.
 
     `changes`: for every step and chunk that was there at the step before, `step` of the video, `chunk`, its own
@@ -88,7 +88,7 @@ class Runner:
         """Make every video of the plan; ``progress`` is called after each, and after the one that warms up."""
         first = next(iter(self.entries.values()))
         recorder = ChangeRecorder()
-        make_video(self.pipeline, first, self.samples[0], recorder)
+        make_video(self.pipeline, first, self.samples[0], Reuse(decider=recorder))
         self.store.save_changes(first, self.samples[0], recorder.changes)
         progress("warming up")
         for sample in self.samples:
@@ -142,14 +142,14 @@ def held_out(held_out_set: str, prompts: int, seeds: int) -> Iterator[HeldOut]:
             yield HeldOut(held_out_set, number, seed, prompt_of(number, held_out_set)[1])
 
 
-def make_video(base: MagiPipeline, entry: Entry, sample: HeldOut, policy: ReusePolicy | None = None) -> _Video:
-    """One video of a method, or of ``policy`` in its place; the models are those of ``base``."""
+def make_video(base: MagiPipeline, entry: Entry, sample: HeldOut, reuse: Reuse | None = None) -> _Video:
+    """One video of a method, or of ``reuse`` in its place; the models are those of ``base``."""
     pipeline = MagiPipeline(entry.config, base.dit, base.vae, base.t5, base.tokens, base.device, base.parallel)
     report = RunReport()
     began = time.perf_counter()
     chunks = pipeline.frames(
         Sample(sample.prompt, identity=sample.identity),
-        policy=policy or entry.method.make_policy(),
+        reuse=reuse or entry.method.make_reuse(),
         make_cache=entry.method.make_cache,
         # A GPU's work is awaited at every step, or the seconds of denoising would be those of starting it.
         on_step=(lambda step: torch.cuda.synchronize(base.device)) if base.device.type == "cuda" else None,

@@ -12,13 +12,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu_check.bench import Bench, WindowForward, flowcache_settings
+from flowcache.decider import ChunkwiseDecider
 from flowcache.kv_cache import CompressedKVCache
-from flowcache.policy import ChunkwiseReuse
 from harness.replay import Replay
+from inference.advance import MemoryAdvancer
 from inference.config import REPOSITORY_ROOT
 from inference.model.attention import attend, available_backends, cross_attend
 from inference.record import StepRecord
-from inference.reuse import NoReuse
+from inference.reuse import Reuse
 from inference.sampler import Sampler, kv_geometry, make_schedule
 from inference.schedule import ChunkStep, Schedule, Step
 from inference.video.codec import VaeCodec
@@ -118,7 +119,7 @@ def flowcache_work(bench: Bench) -> dict[str, Any]:
     compressions = forward.fill()
     chunk_forward = bench.seconds(lambda: forward(1))
 
-    policy, schedule = ChunkwiseReuse(settings), forward.schedule
+    reuse, schedule = Reuse(ChunkwiseDecider(settings), MemoryAdvancer(settings)), forward.schedule
     first, second, third = schedule.steps[forward.step.number :][:3]
     side_latent = side // 8
     latent = bench.random(config.model.latent_channels, config.runtime.chunk_width, side_latent, side_latent).float()
@@ -128,14 +129,14 @@ def flowcache_work(bench: Bench) -> dict[str, Any]:
         return dict(zip(third.chunks, embedded, strict=True))
 
     def bookkeeping() -> None:
-        policy.select(third, features)
+        reuse.decider.select(third, features)
         for chunk in third.chunks:
-            policy.advance(third, chunk)
+            reuse.advancer.advance(third, chunk)
 
-    policy.reset(schedule)
+    reuse.reset(schedule)
     for step in (first, second):
         for chunk in step.chunks:
-            policy.observe(step, chunk, latent)
+            reuse.advancer.observe(step, chunk, latent)
     seconds = bench.seconds(bookkeeping)
     return {
         "side": side,
@@ -208,11 +209,12 @@ def runs(bench: Bench) -> dict[str, Any]:
         seconds = time.perf_counter() - began
         return {"seconds": seconds, "seconds_per_step": seconds / len(schedule.steps)} | sampler.record.summary()
 
-    found["none"] = run(Sampler(bench.dit, config, policy=NoReuse()))
+    found["none"] = run(Sampler(bench.dit, config))
     for name, share in PUBLISHED_SHARES.items():
         settings = flowcache_settings(5)
-        policy = Replay(ChunkwiseReuse(settings), even_reuse(schedule, share, settings.warmup_steps))
-        sampler = Sampler(bench.dit, config, CompressedKVCache(geometry, settings), policy)
+        decider = Replay(ChunkwiseDecider(settings), even_reuse(schedule, share, settings.warmup_steps))
+        reuse = Reuse(decider, MemoryAdvancer(settings), settings.clean_pass, not settings.discard_nearly_clean_chunk)
+        sampler = Sampler(bench.dit, config, CompressedKVCache(geometry, settings), reuse)
         found[name] = run(sampler)
         found[name]["speedup"] = found["none"]["seconds"] / found[name]["seconds"]
     return found

@@ -1,4 +1,4 @@
-"""Policies that benchmarks/rules/reuse.py tries: a rule taken literally, and decisions by the error just observed."""
+"""What benchmarks/rules/reuse.py tries: a rule taken literally, and decisions by the error just observed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from inference.reuse import Features
+from inference.reuse import Features, Reuse
 from inference.schedule import Schedule, Step
 
 
@@ -28,8 +28,8 @@ class Rule:
     tolerance: float = 0.0
     together: bool = False
 
-    def make_policy(self) -> "RulePolicy":
-        return RulePolicy(self) if self.steps is not None else ErrorControlled(self)
+    def make(self) -> "RuleReuse":
+        return RuleReuse(self) if self.steps is not None else ErrorControlled(self)
 
 
 def through(points: Sequence[tuple[float, Tensor]], t: float) -> Tensor:
@@ -44,20 +44,21 @@ def through(points: Sequence[tuple[float, Tensor]], t: float) -> Tensor:
     return total
 
 
-class RulePolicy:
-    """A rule, taken literally: every velocity and every gain is kept, sums are made when they are needed.
+class RuleReuse:
+    """Decider and advancer of a rule, taken literally: every velocity and gain is kept, sums are made when needed.
 
     `computed` and `asked` count chunk-steps over all videos.
     """
 
-    clean_pass = True
-
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
-        self.nearly_clean_copy = rule.copies
         self.computed = self.asked = 0
         self._points: dict[int, list[tuple[float, Tensor]]] = {}
         self._skipped: dict[int, list[tuple[float, float, Tensor]]] = {}
+
+    def reuse(self) -> Reuse:
+        """As an argument of the sampler, which makes it as new twice, since it is both."""
+        return Reuse(self, self, nearly_clean_copy=self.rule.copies)
 
     def reset(self, schedule: Schedule) -> None:
         self._points, self._skipped = {}, {}
@@ -93,7 +94,7 @@ class RulePolicy:
         return gained
 
 
-class ErrorControlled(RulePolicy):
+class ErrorControlled(RuleReuse):
     """Intervals as an adaptive solver sets them: by how wrong the prediction turned out to be.
 
     An interval's error in the latents is taken as the velocity's error at its end times its length in t. It grows with

@@ -29,6 +29,7 @@ from harness.device import set_threads
 from harness.sidecar import commit, describe_device, save_json
 from inference.config import load_config
 from inference.pipeline import MagiPipeline
+from inference.reuse import Reuse
 from metrics.similarity.measures import psnr
 from multistep.calibration import VelocityRecorder, best_patterns
 from multistep.config import spaced
@@ -110,15 +111,13 @@ class Outcome:
 
 
 def try_rule(pipeline: MagiPipeline, rule: Rule, prompts: Sequence[str], uncached: dict) -> Outcome:
-    quality, flops, policy = [], 0.0, rule.make_policy()
+    quality, flops, tried = [], 0.0, rule.make()
     for prompt in prompts:
-        frames, _, work = make_video(pipeline, prompt, policy)
+        frames, _, work = make_video(pipeline, prompt, tried.reuse())
         flops += work
         decibels = psnr(float(((uncached[prompt][0].double() - frames.double()) / 255).square().mean()))
         quality.append(99.0 if decibels is None else round(decibels, 2))
-    return Outcome(
-        rule, quality, policy.computed / policy.asked, sum(uncached[prompt][2] for prompt in prompts) / flops
-    )
+    return Outcome(rule, quality, tried.computed / tried.asked, sum(uncached[prompt][2] for prompt in prompts) / flops)
 
 
 def fewer_steps(pipeline: MagiPipeline, divisor: int, prompts: Sequence[str], uncached: dict) -> Outcome:
@@ -147,7 +146,7 @@ def main(argv: list[str] | None = None) -> int:
     def recording() -> VelocityRecorder:
         recorder = VelocityRecorder()
         for number in range(args.prompts):
-            make_video(pipeline, prompt_of(1000 + number, "captions")[1], recorder)
+            make_video(pipeline, prompt_of(1000 + number, "captions")[1], Reuse(advancer=recorder))
         return recorder
 
     tried = list(rules(args.num_steps, recording))

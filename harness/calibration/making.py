@@ -8,14 +8,13 @@ from collections.abc import Callable, Sequence
 import torch
 
 from harness.calibration.files import Entry, Ratio
+from harness.methods import Method, MultistepSettings
 from inference.config import MagiConfig
 from inference.pipeline import MagiPipeline, RunReport, Sample
-from inference.reuse import ReusePolicy
+from inference.reuse import Reuse
 from metrics.flops import TransformerSize, run_flops
 from metrics.similarity.measures import psnr
 from multistep.calibration import VelocityRecorder, best_patterns
-from multistep.config import MultistepConfig
-from multistep.policy import MultistepReuse
 
 # A video without any difference, in dB: what 8-bit frames can tell apart at most, about.
 _NO_DIFFERENCE = 99.0
@@ -27,19 +26,19 @@ def calibrate(
     held_out: Sequence[str],
     lengths: Sequence[int],
     progress: Callable[[], None],
-) -> tuple[MultistepConfig, list[Entry]]:
+) -> tuple[MultistepSettings, list[Entry]]:
     """Record uncached runs of `prompts`, find a pattern of every length, and measure it on them and on `held_out`, with
     the nearly-clean copies of a distilled model and without.
 
     `progress` is called after every video, `count_videos` times.
     """
-    settings = MultistepConfig()
+    settings = MultistepSettings()
     recorder = VelocityRecorder()
     make_video(pipeline, prompts[0], None)  # the first run of a process is slower
     progress()
     uncached = {}
     for prompt in (*prompts, *held_out):
-        uncached[prompt] = make_video(pipeline, prompt, recorder if prompt in prompts else None)
+        uncached[prompt] = make_video(pipeline, prompt, Reuse(advancer=recorder) if prompt in prompts else None)
         progress()
     patterns = best_patterns(
         recorder.gram / recorder.chunks, recorder.times, lengths, settings.damping, settings.correct
@@ -48,9 +47,9 @@ def calibrate(
     for length, discard in itertools.product(sorted(patterns), _discards(pipeline.config)):
         changes = {"pattern": patterns[length].steps, "pattern_steps": pipeline.config.runtime.num_steps}
         tried = settings.model_copy(update=changes | {"discard_nearly_clean_chunk": discard})
-        cached = {}
+        method, cached = Method("multistep", "calibration", tried), {}
         for prompt in uncached:
-            cached[prompt] = make_video(pipeline, prompt, MultistepReuse(tried))
+            cached[prompt] = make_video(pipeline, prompt, method.make_reuse())
             progress()
         entries.append(_entry(tried, uncached, cached, prompts, held_out))
     return settings, entries
@@ -65,10 +64,10 @@ def _discards(config: MagiConfig) -> tuple[bool, ...]:
     return (False, True) if config.engine.distill else (False,)
 
 
-def make_video(pipeline: MagiPipeline, prompt: str, policy: ReusePolicy | None) -> tuple[torch.Tensor, float, float]:
+def make_video(pipeline: MagiPipeline, prompt: str, reuse: Reuse | None) -> tuple[torch.Tensor, float, float]:
     """Frames (T, H, W, 3) uint8, seconds of denoising, floating point operations."""
     report = RunReport()
-    frames = torch.cat(list(pipeline.frames(Sample(prompt), policy=policy, report=report)))
+    frames = torch.cat(list(pipeline.frames(Sample(prompt), reuse=reuse, report=report)))
     flops = run_flops(TransformerSize.of(pipeline.config.model.model_dump()), report.record.forwards)
     return frames, report.seconds["denoise"], float(flops)
 
@@ -77,7 +76,7 @@ Videos = dict[str, tuple[torch.Tensor, float, float]]
 
 
 def _entry(
-    tried: MultistepConfig, uncached: Videos, cached: Videos, prompts: Sequence[str], held_out: Sequence[str]
+    tried: MultistepSettings, uncached: Videos, cached: Videos, prompts: Sequence[str], held_out: Sequence[str]
 ) -> Entry:
     def quality(prompt: str) -> float:
         difference = uncached[prompt][0].double() - cached[prompt][0].double()

@@ -10,16 +10,18 @@ from torch import Tensor
 from flowcache.merging import TokenMerger
 from harness.memory.live import LiveMemory, storage_bytes, tensors_in
 from harness.methods import Method
+from inference.advance import MemoryAdvancer
 from inference.config import MagiConfig, require_path
 from inference.kv_cache import KVCache
 from inference.memory.dry_run import dry_run, largest_forward
-from inference.memory.estimate import chunk_latent, estimate
+from inference.memory.estimate import MOST_REMEMBERED, chunk_latent, estimate
 from inference.memory.stages import ForwardShape
 from inference.model.attention import attend
 from inference.model.dit import Captions, VideoDiT
 from inference.model.weights import checkpoint_directory, load_weights
 from inference.pipeline import load_special_tokens, load_transformer, plan, prompt_flags
 from inference.placement.kv_rows import HostRows
+from inference.reuse import Reuse
 from inference.sampler import Sampler, kv_geometry
 from inference.text.captions import SpecialTokens, assemble_captions
 from inference.text.t5 import T5TextEncoder, load_t5
@@ -77,8 +79,8 @@ def compare_parts(config: MagiConfig, models: Models, method: Method, prompt: st
     differ from what ``models`` were loaded with.
     """
     config, schedule = plan(method.apply_window(config), 0)
-    policy = method.make_policy()
-    passes = {"clean_pass": policy.clean_pass, "nearly_clean_copy": policy.nearly_clean_copy}
+    reuse = method.make_reuse()
+    passes = {"clean_pass": reuse.clean_pass, "nearly_clean_copy": reuse.nearly_clean_copy}
     shape = largest_forward(dry_run(config, 0, method.make_cache, **passes))
     expected = estimate(
         config,
@@ -86,7 +88,7 @@ def compare_parts(config: MagiConfig, models: Models, method: Method, prompt: st
         shape,
         device=torch.device("cpu"),
         make_cache=method.make_cache,
-        reuse=method.settings is not None,
+        remembered=method.remembered,
     )
     video = measure_video(config, models.dit, method)
     return {
@@ -108,7 +110,9 @@ def compare_offloaded(config: MagiConfig, method: Method) -> dict[str, PartSize]
     config, schedule = plan(method.apply_window(config), 0)
     offloaded = config.with_overrides(kv_offload=True, stream_weights=True)
     shape = largest_forward(dry_run(config, 0, method.make_cache))
-    expected = estimate(config, schedule, shape, device=torch.device("cpu"), make_cache=method.make_cache, reuse=True)
+    expected = estimate(
+        config, schedule, shape, device=torch.device("cpu"), make_cache=method.make_cache, remembered=MOST_REMEMBERED
+    )
     dit = load_transformer(config, torch.device("cpu"))
     load_weights(dit, checkpoint_directory(config), device="cpu", name="transformer")
     dit = dit.eval().stream_layers(torch.device("cpu"))
@@ -162,8 +166,8 @@ def measure_captions(config: MagiConfig, models: Models, prompt: str) -> int:
 
 
 def measure_video(config: MagiConfig, dit: VideoDiT, method: Method) -> dict[str, int]:
-    """Most that the cache, and latents with the reuse policy's memory, hold during a whole video."""
-    cache, policy = method.make_cache(kv_geometry(config, torch.device("cpu"))), method.make_policy()
+    """Most that the cache, and latents with what caching remembers, hold during a whole video."""
+    cache, reuse = method.make_cache(kv_geometry(config, torch.device("cpu"))), method.make_reuse()
     _, schedule = plan(config, 0)
     frames, height, width = chunk_latent(config)
     generator = torch.Generator().manual_seed(0)
@@ -173,9 +177,9 @@ def measure_video(config: MagiConfig, dit: VideoDiT, method: Method) -> dict[str
 
     def watch(step: Any) -> None:
         most["cache"] = max(most["cache"], storage_bytes(_held_by(cache)))
-        most["latents"] = max(most["latents"], storage_bytes(_remembered(policy)))
+        most["latents"] = max(most["latents"], storage_bytes(_remembered(reuse)))
 
-    sampler = Sampler(dit, config, cache, policy)
+    sampler = Sampler(dit, config, cache, reuse)
     chunks = [chunk.latents for chunk in sampler.run(noise, _NoWords(config), on_step=watch)]
     most["latents"] += noise.nbytes + sum(chunk.nbytes for chunk in chunks)
     return most
@@ -191,12 +195,12 @@ def _held_by(cache: KVCache) -> Iterator[Tensor]:
     yield from (slot.rows for slot in rows.slots) if isinstance(rows, HostRows) else tensors_in(vars(rows))
 
 
-def _remembered(policy: Any) -> Iterator[Tensor]:
-    """Tensors that a reuse policy holds."""
-    for value in vars(policy).values():
+def _remembered(reuse: Reuse) -> Iterator[Tensor]:
+    """Tensors that a decider and an advancer hold."""
+    for value in vars(reuse.decider).values():
         yield from tensors_in(value)
-        for memory in value.values() if isinstance(value, dict) else ():
-            yield from (computed.velocity for computed in getattr(memory, "computed", ()))
+    if isinstance(reuse.advancer, MemoryAdvancer):
+        yield from reuse.advancer.held()
 
 
 class _NoWords:

@@ -15,7 +15,7 @@ from inference.config import VAE_CHANNELS, MagiConfig
 from inference.kv_cache import KVCache
 from inference.memory.stages import ForwardShape
 from inference.record import RunRecord
-from inference.reuse import NoReuse
+from inference.reuse import Reuse
 from inference.sampler import Sampler, kv_geometry, make_schedule
 
 CAPTION_TOKENS = 50
@@ -28,14 +28,6 @@ class NoTransformer:
 
     def __call__(self, latents: Tensor, *others: Any, **named: Any) -> Tensor:
         return torch.zeros_like(latents)
-
-
-class ComputeAll(NoReuse):
-    """Reuses nothing; clean passes and nearly-clean copies as given."""
-
-    def __init__(self, clean_pass: bool, nearly_clean_copy: bool) -> None:
-        self.clean_pass = clean_pass
-        self.nearly_clean_copy = nearly_clean_copy
 
 
 class CaptionLengths:
@@ -66,7 +58,7 @@ def dry_run(
         config: the configuration as ``inference.pipeline.plan`` returns it.
         prefix_latents: given latent frames.
         make_cache: as for ``MagiPipeline.frames``.
-        clean_pass, nearly_clean_copy: the reuse policy's attributes of these names.
+        clean_pass, nearly_clean_copy: as in ``inference.reuse.Reuse``.
         caption_tokens: length of the prompt in tokens, special tokens included.
 
     Raises:
@@ -74,7 +66,7 @@ def dry_run(
     """
     geometry = replace(kv_geometry(config, torch.device("cpu")), layers=0)
     cache = make_cache(geometry)
-    sampler = Sampler(NoTransformer(), config, cache, ComputeAll(clean_pass, nearly_clean_copy))
+    sampler = Sampler(NoTransformer(), config, cache, Reuse(clean_pass=clean_pass, nearly_clean_copy=nearly_clean_copy))
     schedule = make_schedule(config, prefix_latents)
     frames = schedule.chunk_num * config.runtime.chunk_width
     noise = torch.zeros(1, VAE_CHANNELS, frames, 1, 1)

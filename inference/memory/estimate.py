@@ -23,6 +23,8 @@ from inference.video.codec import tiles_for
 from inference.video.vae import CONFIG_NAME, ViTVAE
 from inference.video.vit_blocks import VitConfig
 
+# Of each chunk in the window, by any method: two velocities, and what was gained since where that is corrected.
+MOST_REMEMBERED = 3
 FLOAT = 4
 
 # What is published, for where its config.json is not there yet (docs/conditioning.md, "VAE configuration" and
@@ -128,9 +130,9 @@ def captions_bytes(config: MagiConfig, schedule: Schedule) -> int:
     return FLOAT * width * (positions + durations)
 
 
-def latents_bytes(config: MagiConfig, schedule: Schedule, reuse: bool) -> int:
-    """Noise and latents of the whole video; with ``reuse`` what a policy remembers of the chunks in the window as well:
-    their last two velocities and their embedded latents.
+def latents_bytes(config: MagiConfig, schedule: Schedule, remembered: int) -> int:
+    """Noise and latents of the whole video, and what caching remembers of the chunks in the window: ``remembered``
+    tensors of their latents' size each, and where there are any their embedded latents.
     """
     runtime, model = config.runtime, config.model
     side = VAE_SPATIAL_FACTOR
@@ -138,7 +140,7 @@ def latents_bytes(config: MagiConfig, schedule: Schedule, reuse: bool) -> int:
     chunk = FLOAT * model.latent_channels * cells
     features = config.tokens_per_chunk * model.hidden_size * model.dtype.itemsize
     window = min(runtime.window_size, schedule.chunk_num)
-    return 2 * schedule.chunk_num * chunk + reuse * window * (2 * chunk + features)
+    return 2 * schedule.chunk_num * chunk + window * (remembered * chunk + (features if remembered else 0))
 
 
 def chunk_latent(config: MagiConfig) -> tuple[int, int, int]:
@@ -158,7 +160,7 @@ def estimate(
     *,
     device: torch.device,
     make_cache: Callable[..., KVCache] = KVCache,
-    reuse: bool = False,
+    remembered: int = 0,
     ranks: int = 1,
 ) -> MemoryEstimate:
     """Everything a run of ``config`` holds on one of ``ranks``.
@@ -169,7 +171,7 @@ def estimate(
         shape: the largest forward, as ``inference.memory.dry_run`` finds it.
         device: where it is to run; it need not exist.
         make_cache: as for ``MagiPipeline.frames``.
-        reuse: a policy reuses chunks.
+        remembered: tensors of a chunk's latents that caching keeps of each chunk in the window.
     """
     runtime = config.runtime
     vit, dtype = vae_config(config), vae_dtype(config, device)
@@ -185,7 +187,7 @@ def estimate(
         kv_tables=cache.planned_bytes(schedule) - rows,
         kv_layer=rows // geometry.layers,
         captions=captions_bytes(config, schedule),
-        latents=latents_bytes(config, schedule, reuse),
+        latents=latents_bytes(config, schedule, remembered),
         activations=forward_peak(config.model, shape, fp8=config.engine.fp8_quant, ranks=ranks),
         decode=decode_peak(vit, tiles, chunk_latent(config), dtype, ranks),
     )

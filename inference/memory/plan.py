@@ -13,7 +13,7 @@ import torch
 from inference.config import MagiConfig
 from inference.kv_cache import KVCache
 from inference.memory.dry_run import dry_run, largest_forward
-from inference.memory.estimate import MemoryEstimate, estimate
+from inference.memory.estimate import MOST_REMEMBERED, MemoryEstimate, estimate
 from inference.schedule import Schedule
 
 logger = logging.getLogger(__name__)
@@ -149,7 +149,9 @@ def plan_run(
     """
     prefix = schedule.offset * config.runtime.chunk_width
     shape = largest_forward(dry_run(config, prefix, make_cache))
-    size = estimate(config, schedule, shape, device=device, make_cache=make_cache, reuse=True, ranks=ranks)
+    size = estimate(
+        config, schedule, shape, device=device, make_cache=make_cache, remembered=MOST_REMEMBERED, ranks=ranks
+    )
     plan = plan_memory(config, size, free)
     if not plan.fits:
         logger.warning(

@@ -1,6 +1,7 @@
 """Families ``sample_*`` and ``flowcache_*``: whole sampling runs, without caching and with the published FlowCache."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,17 @@ import torch
 from torch import Tensor
 
 from flowcache.config import FlowCacheConfig
+from flowcache.decider import ChunkwiseDecider
 from flowcache.kv_cache import CompressedKVCache
-from flowcache.policy import ChunkwiseReuse
-from harness.methods import load_method
+from harness.methods import Method, load_method
 from inference.config import REPOSITORY_ROOT, MagiConfig
 from inference.kv_cache import KVCache
 from inference.model.dit import VideoDiT
 from inference.parallel.group import ALONE, ContextParallel
 from inference.record import RunRecord, StepRecord
-from inference.reuse import NoReuse
+from inference.reuse import Reuse
 from inference.sampler import Sampler, kv_geometry, make_schedule
-from inference.schedule import Step
+from inference.schedule import Schedule, Step
 from inference.text.captions import ChunkCaptions, PromptFlags, SpecialTokens, assemble_captions
 from scripts.parity.common import (
     AS_RECORDED,
@@ -73,27 +74,33 @@ def _check_case(
             yield equal(family, name, quantity, actual, case[quantity])
 
 
-class _RecordingPolicy:
-    """Passes everything on to a policy and keeps the velocities of every step, and its accumulators."""
+class _Recorder:
+    """Passes everything on to a decider and an advancer; keeps every step's velocities and the accumulators."""
 
-    def __init__(self, policy: NoReuse | ChunkwiseReuse) -> None:
-        self.policy = policy
-        self.clean_pass = policy.clean_pass
-        self.nearly_clean_copy = policy.nearly_clean_copy
+    def __init__(self, reuse: Reuse) -> None:
+        self.inner = reuse
         self.velocities: dict[int, list[Tensor]] = {}
         self.accumulated: list[list[float]] = []
-        self.reset = policy.reset
-        self.advance = policy.advance
+
+    def reuse(self) -> Reuse:
+        """As an argument of the sampler, which makes both as new, each through this."""
+        return replace(self.inner, decider=self, advancer=self)
+
+    def reset(self, schedule: Schedule) -> None:
+        self.inner.reset(schedule)
 
     def select(self, step: Step, features: Any) -> tuple[int, ...]:
-        todo = self.policy.select(step, features)
-        if isinstance(self.policy, ChunkwiseReuse):
-            self.accumulated.append(list(self.policy.accumulated.values()))
+        todo = self.inner.decider.select(step, features)
+        if isinstance(self.inner.decider, ChunkwiseDecider):
+            self.accumulated.append(list(self.inner.decider.accumulated.values()))
         return todo
 
-    def observe(self, step: Step, chunk: int, velocity: Tensor) -> None:
+    def observe(self, step: Step, chunk: int, velocity: Tensor) -> Tensor | None:
         self.velocities.setdefault(step.number, []).append(velocity)
-        self.policy.observe(step, chunk, velocity)
+        return self.inner.advancer.observe(step, chunk, velocity)
+
+    def advance(self, step: Step, chunk: int) -> Tensor:
+        return self.inner.advancer.advance(step, chunk)
 
 
 class _Run:
@@ -109,13 +116,13 @@ class _Run:
         self.prefix = data.get("in.prefix_latents")
         geometry = kv_geometry(self.config, setup.device, parallel.ranks)
         self.cache = KVCache(geometry)
-        policy: NoReuse | ChunkwiseReuse = NoReuse()
+        method = Method("none", "reference")
         if "flowcache" in case:
             settings = published_settings(case)
-            policy = ChunkwiseReuse(settings)
+            method = Method("flowcache", "reference", settings)
             if settings.compress_kv_cache:
                 self.cache = CompressedKVCache(geometry, settings)
-        self.policy = _RecordingPolicy(policy)
+        self.recorder = _Recorder(method.make_reuse())
         self.kept: list[Tensor] = []
         self.numbers: list[int] = []
         self.record = RunRecord()
@@ -136,14 +143,14 @@ class _Run:
     def results(self) -> dict[str, Tensor]:
         seen: dict[str, Tensor] = {}
         captions = reference_captions(self.dit, self.config, self.case, self.data)
-        sampler = Sampler(self.dit, self.config, self.cache, self.policy, self.parallel)
+        sampler = Sampler(self.dit, self.config, self.cache, self.recorder.reuse(), self.parallel)
         for chunk in sampler.run(self.data["in.noise"], captions, self.prefix, on_step=self._after_step):
             seen[f"out.chunk{chunk.number}"] = chunk.latents
             self.numbers.append(chunk.number)
         self.record = sampler.record
         seen |= {f"out.compress{i:02d}.kept_token_index": kept for i, kept in enumerate(self.kept)}
         seen["out.reuse_map"] = torch.tensor(self.record.reuse_map())
-        seen["out.accumulated_rel_l1"] = torch.tensor(self.policy.accumulated)
+        seen["out.accumulated_rel_l1"] = torch.tensor(self.recorder.accumulated)
         seen |= self._intermediate(captions)
         return seen
 
@@ -164,7 +171,7 @@ class _Run:
             "mid.y_mask_cond_first72": mask[:, :72],
             "mid.y_mask_null_first72": captions.null_mask[:72].expand(len(mask), -1),
         }
-        for number, velocities in self.policy.velocities.items():
+        for number, velocities in self.recorder.velocities.items():
             seen[f"mid.velocity_step{number}"] = torch.cat(velocities, dim=1)[None]
         return seen
 

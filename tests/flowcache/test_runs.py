@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flowcache.config import FlowCacheConfig
 from flowcache.kv_cache import CompressedKVCache
-from flowcache.policy import ChunkwiseReuse
+from harness.methods import make_reuse
 from inference.config import MagiConfig
 from inference.record import RunRecord
 from inference.sampler import Sampler, kv_geometry
@@ -24,13 +24,13 @@ def run(
     config: MagiConfig, settings: dict | None, prefix: Tensor | None = None, chunks: int = CHUNKS
 ) -> tuple[list[Tensor], RunRecord, CompressedKVCache | None]:
     """Latents, record and (where compressing) cache of one video."""
-    dit, cache, policy = tiny_dit(config), None, None
+    dit, cache, reuse = tiny_dit(config), None, None
     if settings is not None:
         flowcache = FlowCacheConfig(**settings)
-        policy = ChunkwiseReuse(flowcache)
+        reuse = make_reuse(flowcache)
         if flowcache.compress_kv_cache:
             cache = CompressedKVCache(kv_geometry(config, torch.device("cpu")), flowcache)
-    sampler = Sampler(dit, config, cache, policy)
+    sampler = Sampler(dit, config, cache, reuse)
     out = [chunk.latents for chunk in sampler.run(tiny_noise(chunks), TinyCaptions(config), prefix)]
     return out, sampler.record, cache
 
@@ -143,7 +143,7 @@ def test_a_second_video_equals_a_fresh_one(mode: str) -> None:
 
     def sampler() -> Sampler:
         cache = CompressedKVCache(kv_geometry(config, torch.device("cpu")), flowcache)
-        return Sampler(dit, config, cache, ChunkwiseReuse(flowcache))
+        return Sampler(dit, config, cache, make_reuse(flowcache))
 
     used = sampler()
     list(used.run(tiny_noise(CHUNKS, seed=7), captions, prefix))
@@ -157,7 +157,7 @@ def test_an_abandoned_video_leaves_nothing_behind() -> None:
     flowcache = FlowCacheConfig(**{**REUSING, **COMPRESSING})
     dit, captions = tiny_dit(config), TinyCaptions(config)
     cache = CompressedKVCache(kv_geometry(config, torch.device("cpu")), flowcache)
-    sampler = Sampler(dit, config, cache, ChunkwiseReuse(flowcache))
+    sampler = Sampler(dit, config, cache, make_reuse(flowcache))
     abandoned = sampler.run(tiny_noise(CHUNKS, seed=7), captions)
     for _ in range(3):
         next(abandoned)

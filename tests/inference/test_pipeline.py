@@ -13,7 +13,7 @@ from torch import Tensor
 import inference.text.features
 from flowcache.config import FlowCacheConfig
 from flowcache.kv_cache import CompressedKVCache
-from flowcache.policy import ChunkwiseReuse
+from harness.methods import make_reuse
 from inference.config import load_config
 from inference.model.weights import WeightsError
 from inference.pipeline import MagiPipeline, RunReport, Sample, draw_noise, sample_seed, usable_prefix
@@ -45,19 +45,19 @@ def make(pipeline: MagiPipeline, sample: Sample, flowcache: FlowCacheConfig | No
     options = given
     if flowcache is not None:
         caches = {"make_cache": partial(CompressedKVCache, config=flowcache)} if flowcache.compress_kv_cache else {}
-        options = {"policy": ChunkwiseReuse(flowcache), **caches, **given}
+        options = {"reuse": make_reuse(flowcache), **caches, **given}
     return torch.cat(list(pipeline.frames(sample, **options)))
 
 
 def test_a_second_video_equals_a_fresh_process(pipeline: MagiPipeline, checkpoint: Path) -> None:
-    policy, caches, report = ChunkwiseReuse(REUSING), [], RunReport()
+    reuse, caches, report = make_reuse(REUSING), [], RunReport()
 
     def one_cache(geometry: Any) -> CompressedKVCache:
         caches.append(caches[0] if caches else CompressedKVCache(geometry, REUSING))
         return caches[0]
 
-    make(pipeline, A, policy=policy, make_cache=one_cache)
-    second = make(pipeline, B, policy=policy, make_cache=one_cache, report=report)
+    make(pipeline, A, reuse=reuse, make_cache=one_cache)
+    second = make(pipeline, B, reuse=reuse, make_cache=one_cache, report=report)
     assert report.record.reused > 0 and report.record.compactions > 0 and len(caches) == 2
     fresh = MagiPipeline.load(pipeline.config, torch.device("cpu"))
     assert torch.equal(second, make(fresh, B, REUSING))

@@ -10,7 +10,7 @@ from inference.config import MagiConfig
 from inference.kv_cache import KVCache
 from inference.model.attention import attend
 from inference.model.dit import CONDITIONAL_ROW, DROPPED_ROW, Captions, VideoDiT
-from inference.reuse import NoReuse
+from inference.reuse import NoMemory, Reuse
 from inference.sampler import Sampler, kv_geometry, make_schedule
 from inference.schedule import Step
 from tests.tiny import TinyCaptions, tiny_config, tiny_dit, tiny_noise
@@ -155,7 +155,7 @@ def test_the_given_image_is_what_the_model_sees() -> None:
     prefix = torch.randn(1, 16, 1, 4, 4)
     seen, moves = [], []
 
-    class Watching(NoReuse):
+    class Watching(NoMemory):
         def observe(self, step: Step, chunk: int, velocity: Tensor) -> None:
             moves.append(velocity * step.of(chunk).dt)
 
@@ -164,7 +164,8 @@ def test_the_given_image_is_what_the_model_sees() -> None:
             return step.chunks
 
     dit = tiny_dit(config)
-    sampler = Sampler(dit, config, policy=Watching())
+    watching = Watching()
+    sampler = Sampler(dit, config, reuse=Reuse(watching, watching))
     out = next(sampler.run(tiny_noise(1), TinyCaptions(config), prefix)).latents
     frame_tokens = 4
     expected = dit.embed(torch.cat([prefix, torch.zeros(1, 16, 5, 4, 4)], dim=2))[0, :frame_tokens]

@@ -6,11 +6,11 @@ from torch import Tensor
 
 from flowcache.config import CompressionConfig
 from flowcache.kv_cache import CompressedKVCache
+from harness.methods import make_reuse
 from inference.config import MagiConfig
 from inference.record import RunRecord
 from inference.sampler import Sampler, kv_geometry
 from multistep.config import MultistepConfig
-from multistep.policy import MultistepReuse
 from tests.tiny import TinyCaptions, tiny_config, tiny_dit, tiny_noise
 
 CHUNKS = 5
@@ -24,12 +24,12 @@ def run(
     budget: int | None = None,
     chunks: int = CHUNKS,
 ) -> tuple[list[Tensor], RunRecord]:
-    policy = None if settings is None else MultistepReuse(MultistepConfig(**settings))
+    reuse = None if settings is None else make_reuse(MultistepConfig(**settings))
     cache = None
     if budget is not None:
         compression = CompressionConfig(compress_kv_cache=True, total_cache_chunk_nums=budget)
         cache = CompressedKVCache(kv_geometry(config, torch.device("cpu")), compression)
-    sampler = Sampler(tiny_dit(config), config, cache, policy)
+    sampler = Sampler(tiny_dit(config), config, cache, reuse)
     out = [chunk.latents for chunk in sampler.run(tiny_noise(chunks), TinyCaptions(config), prefix)]
     return out, sampler.record
 

@@ -1,7 +1,7 @@
 """TeaCache in whole runs: against a naive version of the rule, and neutral settings bit by bit."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from flowcache.kv_cache import CompressedKVCache
-from harness.methods import TeaCacheSettings
+from harness.methods import TeaCacheSettings, make_reuse
 from inference.config import MagiConfig
 from inference.record import RunRecord
-from inference.reuse import Features, NoReuse, ReusePolicy
+from inference.reuse import Features, Reuse
 from inference.sampler import Sampler, kv_geometry, make_schedule
 from inference.schedule import Schedule, Step
-from teacache.policy import WindowReuse
 from tests.tiny import TinyCaptions, tiny_config, tiny_dit, tiny_noise
 
 CHUNKS = 7
@@ -30,22 +29,30 @@ class Recorded:
     velocities: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
 
-class Recorder(WindowReuse):
-    """TeaCache that keeps what it was shown."""
+class Recorder:
+    """TeaCache's decider and advancer, which keep what they are shown."""
 
-    recorded: Recorded
+    def __init__(self, config: TeaCacheSettings) -> None:
+        self.inner = make_reuse(config)
+        self.recorded = Recorded()
+
+    def reuse(self) -> Reuse:
+        return replace(self.inner, decider=self, advancer=self)
 
     def reset(self, schedule: Schedule) -> None:
-        super().reset(schedule)
+        self.inner.reset(schedule)
         self.recorded = Recorded()
 
     def select(self, step: Step, features: Features) -> tuple[int, ...]:
         self.recorded.features.append({chunk: values.clone() for chunk, values in features().items()})
-        return super().select(step, features)
+        return self.inner.decider.select(step, features)
 
-    def observe(self, step: Step, chunk: int, velocity: Tensor) -> None:
+    def observe(self, step: Step, chunk: int, velocity: Tensor) -> Tensor | None:
         self.recorded.velocities[step.number, chunk] = velocity.clone()
-        super().observe(step, chunk, velocity)
+        return self.inner.advancer.observe(step, chunk, velocity)
+
+    def advance(self, step: Step, chunk: int) -> Tensor:
+        return self.inner.advancer.advance(step, chunk)
 
 
 def settings(**values: object) -> TeaCacheSettings:
@@ -61,10 +68,10 @@ def video(mode: str = "t2v", **options: object) -> tuple[MagiConfig, Tensor | No
 
 
 def run(
-    config: MagiConfig, prefix: Tensor | None, policy: ReusePolicy, cache: CompressedKVCache | None = None
+    config: MagiConfig, prefix: Tensor | None, reuse: Reuse, cache: CompressedKVCache | None = None
 ) -> tuple[list[Tensor], RunRecord]:
     chunks = make_schedule(config, 0 if prefix is None else prefix.shape[2]).chunk_num
-    sampler = Sampler(tiny_dit(config), config, cache, policy)
+    sampler = Sampler(tiny_dit(config), config, cache, reuse)
     out = [chunk.latents for chunk in sampler.run(tiny_noise(chunks), TinyCaptions(config), prefix)]
     return out, sampler.record
 
@@ -140,15 +147,15 @@ def test_a_run_follows_the_naive_rule(
     config, prefix = video(mode, three_pass=three_pass, noise2clean_kvrange=window)
     schedule = make_schedule(config, MODES[mode])
     chosen = settings(reuse_form=form, protect_last_step=protect, coefficients=coefficients)
-    policy = Recorder(chosen)
-    out, record = run(config, prefix, policy)
+    recorder = Recorder(chosen)
+    out, record = run(config, prefix, recorder.reuse())
 
-    decisions = naive_decisions(schedule, policy.recorded.features, chosen)
+    decisions = naive_decisions(schedule, recorder.recorded.features, chosen)
     assert [list(step.computed) for step in record.steps] == decisions
     kinds = {(bool(step.computed), bool(step.reused)) for step in record.steps}
     assert kinds == {(True, False), (False, True), (True, True)}  # all, none, and some computed: each occurs
 
-    expected = naive_latents(schedule, decisions, policy.recorded, prefix, form)
+    expected = naive_latents(schedule, decisions, recorder.recorded, prefix, form)
     assert len(out) == schedule.chunk_num - schedule.offset
     for number, latents in enumerate(out):
         wanted = expected[number + schedule.offset][None]
@@ -159,17 +166,17 @@ def test_a_run_follows_the_naive_rule(
 @pytest.mark.parametrize("mode", MODES)
 def test_threshold_zero_is_magi(three_pass: bool, mode: str) -> None:
     config, prefix = video(mode, three_pass=three_pass, noise2clean_kvrange=[5, 4, 3, 2])
-    plain, _ = run(config, prefix, NoReuse())
-    neutral, record = run(config, prefix, WindowReuse(settings(rel_l1_thresh=0.0, coefficients=(-1.0, -1.0))))
+    plain, _ = run(config, prefix, Reuse())
+    neutral, record = run(config, prefix, make_reuse(settings(rel_l1_thresh=0.0, coefficients=(-1.0, -1.0))))
     assert record.reused == 0
     assert all(torch.equal(a, b) for a, b in zip(plain, neutral, strict=True))
-    reused, record = run(config, prefix, WindowReuse(settings()))
+    reused, record = run(config, prefix, make_reuse(settings()))
     assert record.reused > 0 and not torch.equal(plain[-1], reused[-1])
 
 
 def test_the_extra_passes_are_made_or_left_out() -> None:
     config, _ = video()
-    _, kept = run(config, None, WindowReuse(settings(protect_last_step=False)))
+    _, kept = run(config, None, make_reuse(settings(protect_last_step=False)))
     seen = set()
     for step, entry in zip(make_schedule(config, 0).steps, kept.steps, strict=True):
         first = step.window[0]
@@ -179,7 +186,7 @@ def test_the_extra_passes_are_made_or_left_out() -> None:
     # Late and computed, late and reused beside one that is computed, late and all reused: each occurs.
     assert seen >= {(True, True, True), (True, False, True), (True, False, False)}
     assert kept.summary()["clean_passes"] == CHUNKS - 1
-    _, without = run(config, None, WindowReuse(settings(discard_nearly_clean_chunk=True, clean_pass=False)))
+    _, without = run(config, None, make_reuse(settings(discard_nearly_clean_chunk=True, clean_pass=False)))
     assert without.summary()["nearly_clean_copies"] == without.summary()["clean_passes"] == 0
 
 
@@ -190,17 +197,17 @@ def test_it_works_with_the_compressed_cache(mode: str) -> None:
     for budget in (5, 99):
         chosen = settings(compress_kv_cache=True, total_cache_chunk_nums=budget)
         cache = CompressedKVCache(kv_geometry(config, torch.device("cpu")), chosen)
-        results[budget], record = run(config, prefix, WindowReuse(chosen), cache)
+        results[budget], record = run(config, prefix, make_reuse(chosen), cache)
         assert record.reused > 0 and (record.compactions > 0) == (budget == 5)
-    plain, _ = run(config, prefix, WindowReuse(settings()))
+    plain, _ = run(config, prefix, make_reuse(settings()))
     assert all(torch.equal(a, b) for a, b in zip(plain, results[99], strict=True))
     assert torch.isfinite(results[5][-1]).all() and not torch.equal(plain[-1], results[5][-1])
 
 
 def test_a_second_video_equals_a_fresh_one() -> None:
     config, prefix = video("v2v")
-    used = WindowReuse(settings())
+    used = make_reuse(settings())
     run(video()[0], None, used)
     second, _ = run(config, prefix, used)
-    fresh, _ = run(config, prefix, WindowReuse(settings()))
+    fresh, _ = run(config, prefix, make_reuse(settings()))
     assert all(torch.equal(a, b) for a, b in zip(second, fresh, strict=True))

@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -15,16 +15,18 @@ from torch import Tensor
 
 from flowcache.config import FlowCacheConfig
 from flowcache.kv_cache import CompressedKVCache
-from flowcache.policy import ChunkwiseReuse
+from harness.methods import make_reuse
+from inference.advance import MemoryAdvancer
 from inference.config import REPOSITORY_ROOT, MagiConfig, load_config
 from inference.kv_cache import KVCache
 from inference.parallel.group import ContextParallel
 from inference.parallel.launch import context_parallel
 from inference.pipeline import MagiPipeline, RunReport, Sample
 from inference.record import StepRecord
-from inference.reuse import NoReuse
+from inference.reuse import NoMemory, Reuse
 from inference.sampler import Sampler, kv_geometry
 from inference.schedule import Step
+from inference.settings import AdvanceSettings
 from inference.video.codec import VaeCodec
 from inference.video.reading import read_video
 from inference.video.vae import ViTVAE
@@ -99,7 +101,7 @@ def run_case(case: Case, parallel: ContextParallel) -> Outcome:
     geometry = kv_geometry(config, CPU, parallel.ranks)
     settings = FlowCacheConfig(**case.flowcache)
     cache = CompressedKVCache(geometry, settings) if settings.compress_kv_cache else KVCache(geometry)
-    policy = ChunkwiseReuse(settings) if case.flowcache else NoReuse()
+    reuse = make_reuse(settings) if case.flowcache else Reuse()
     kept: list[Tensor] = []
 
     def after_step(step: StepRecord) -> None:
@@ -110,7 +112,7 @@ def run_case(case: Case, parallel: ContextParallel) -> Outcome:
     dit = tiny_dit(config)
     if config.engine.stream_weights is True:
         dit.stream_layers(CPU)
-    sampler = Sampler(dit, config, cache, policy, parallel)
+    sampler = Sampler(dit, config, cache, reuse, parallel)
     chunks = [chunk.latents for chunk in sampler.run(noise, TinyCaptions(config), prefix, after_step)]
     return Outcome(chunks, sampler.record.reuse_map(), sampler.record.forwards, kept, cache.bytes)
 
@@ -135,16 +137,16 @@ def run_all_cases() -> dict[str, Outcome]:
         return {name: run_case(case, parallel) for name, case in CASES.items()}
 
 
-class Recording(ChunkwiseReuse):
+class Recording(MemoryAdvancer):
     """Keeps every velocity that was computed."""
 
-    def __init__(self, config: FlowCacheConfig) -> None:
-        super().__init__(config)
+    def __init__(self, settings: AdvanceSettings) -> None:
+        super().__init__(settings)
         self.velocities: list[Tensor] = []
 
-    def observe(self, step: Step, chunk: int, velocity: Tensor) -> None:
+    def observe(self, step: Step, chunk: int, velocity: Tensor) -> Tensor | None:
         self.velocities.append(velocity.clone())
-        super().observe(step, chunk, velocity)
+        return super().observe(step, chunk, velocity)
 
 
 def run_bundled(parallel: ContextParallel) -> dict[str, Any]:
@@ -155,16 +157,15 @@ def run_bundled(parallel: ContextParallel) -> dict[str, Any]:
     clip = read_video(REPOSITORY_ROOT / "example" / "assets" / "clip.mp4", 24, 64, 64)
     outcomes = {}
     for name, prefix in {"t2v": None, "v2v": clip[-32:]}.items():
-        policy, report = Recording(settings), RunReport()
+        recording, report = Recording(settings), RunReport()
+        reuse = replace(make_reuse(settings), advancer=recording)
         sample = Sample("a big red ball bounces up and down in the sky", prefix=prefix)
         frames = torch.cat(
             list(
-                pipeline.frames(
-                    sample, policy=policy, make_cache=lambda g: CompressedKVCache(g, settings), report=report
-                )
+                pipeline.frames(sample, reuse=reuse, make_cache=lambda g: CompressedKVCache(g, settings), report=report)
             )
         )
-        outcomes[name] = (policy.velocities, report.record.reuse_map(), frames)
+        outcomes[name] = (recording.velocities, report.record.reuse_map(), frames)
     return outcomes
 
 
@@ -196,8 +197,8 @@ def numbers(*shape: int) -> Tensor:
     return torch.arange(1, 1 + torch.Size(shape).numel(), dtype=torch.float32).reshape(shape)
 
 
-class Stubborn(NoReuse):
-    """Every rank would compute something else; what all of them do is returned by ``seen``."""
+class Stubborn(NoMemory):
+    """Decider and advancer: every rank would compute something else; what all of them do is returned by ``seen``."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -213,11 +214,11 @@ class Stubborn(NoReuse):
 
 
 def disagree() -> tuple[int, list[list[int]], Tensor]:
-    policy, config = Stubborn(), tiny_config(num_frames=48)
+    stubborn, config = Stubborn(), tiny_config(num_frames=48)
     with joined() as parallel:
-        sampler = Sampler(tiny_dit(config), config, None, policy, parallel)
+        sampler = Sampler(tiny_dit(config), config, None, Reuse(stubborn, stubborn), parallel)
         latents = [chunk.latents for chunk in sampler.run(inputs(config, 0)[0], TinyCaptions(config))]
-    return policy.asked, sampler.record.reuse_map(), torch.cat(latents, dim=2)
+    return stubborn.asked, sampler.record.reuse_map(), torch.cat(latents, dim=2)
 
 
 def code_tiles(parallel: ContextParallel) -> tuple[Tensor, Tensor]:

@@ -6,12 +6,12 @@ from torch import Tensor
 
 from flowcache.config import FlowCacheConfig
 from flowcache.kv_cache import CompressedKVCache
-from flowcache.policy import ChunkwiseReuse
 from harness.memory.live import storage_bytes
+from harness.methods import make_reuse
 from inference.config import MagiConfig
 from inference.kv_cache import KVCache
 from inference.placement.kv_rows import HostRows, without
-from inference.reuse import NoReuse
+from inference.reuse import Reuse
 from inference.sampler import Sampler, kv_geometry
 from tests.tiny import TinyCaptions, tiny_config, tiny_dit, tiny_noise
 
@@ -23,8 +23,8 @@ def make(config: MagiConfig, settings: dict | None, prefix: Tensor | None) -> tu
     flowcache = None if settings is None else FlowCacheConfig(**settings)
     geometry = kv_geometry(config, CPU)
     cache = KVCache(geometry) if flowcache is None else CompressedKVCache(geometry, flowcache)
-    policy = NoReuse() if flowcache is None else ChunkwiseReuse(flowcache)
-    sampler = Sampler(tiny_dit(config), config, cache, policy)
+    reuse = Reuse() if flowcache is None else make_reuse(flowcache)
+    sampler = Sampler(tiny_dit(config), config, cache, reuse)
     chunks = -(-(config.runtime.num_frames // 4 + (0 if prefix is None else prefix.shape[2])) // 6)
     return [chunk.latents for chunk in sampler.run(tiny_noise(chunks), TinyCaptions(config), prefix)], cache
 

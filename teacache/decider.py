@@ -6,23 +6,25 @@ is accumulated until it reaches ``rel_l1_thresh``; as long as it stays below, th
 
 from torch import Tensor
 
-from inference.reuse import Features, MemoryReuse, relative_l1_of_window
-from inference.schedule import Schedule, Step
+from inference.reuse import Features, relative_l1_of_window
+from inference.schedule import ChunkStep, Schedule, Step
 from teacache.config import TeaCacheConfig
 
 
-class WindowReuse(MemoryReuse):
-    """TeaCache's reuse policy. ``accumulated`` is the change since all chunks of the window were last computed."""
+class WindowDecider:
+    """TeaCache's decisions; the state of one video is cleared by ``reset``.
 
-    config: TeaCacheConfig
+    ``accumulated``: the change since all chunks of the window were last computed.
+    """
 
     def __init__(self, config: TeaCacheConfig) -> None:
-        super().__init__(config)
+        self.config = config
         self.accumulated = 0.0
         self._previous: dict[int, Tensor] = {}
+        self._last_index = 0
 
     def reset(self, schedule: Schedule) -> None:
-        super().reset(schedule)
+        self._last_index = schedule.num_steps - 1
         self.accumulated = 0.0
         self._previous = {}
 
@@ -34,7 +36,7 @@ class WindowReuse(MemoryReuse):
         self._previous = current
         if not self._reuses_window(step, relative_l1_of_window(current, previous)):
             return step.chunks
-        return tuple(entry.chunk for entry in step.window if entry.chunk not in previous or self.is_protected(entry))
+        return tuple(entry.chunk for entry in step.window if entry.chunk not in previous or self._is_protected(entry))
 
     def _reuses_window(self, step: Step, change: float | None) -> bool:
         """The decision; the accumulator is set as a side effect. ``change`` is None where no chunk was there before."""
@@ -45,6 +47,10 @@ class WindowReuse(MemoryReuse):
                 return True
         self.accumulated = 0.0
         return False
+
+    def _is_protected(self, entry: ChunkStep) -> bool:
+        """A chunk's own last step, where that is always computed."""
+        return self.config.protect_last_step and entry.index == self._last_index
 
     def _rescaled(self, change: float) -> float:
         """The polynomial of ``coefficients`` at ``change``, by Horner's rule."""

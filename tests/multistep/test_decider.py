@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness.methods import make_reuse
 from inference.schedule import Schedule
 from multistep.config import MultistepConfig, spaced
-from multistep.policy import MultistepReuse
 
 SCHEDULE = Schedule(3, 0, 16, 4)
 
@@ -20,19 +20,19 @@ def settings(**values: object) -> MultistepConfig:
 
 def drive(config: MultistepConfig, velocity_at: np.ndarray, schedule: Schedule = SCHEDULE) -> tuple[np.ndarray, list]:
     """Where each chunk gets from zero when the velocity at own step i is `velocity_at[i]`, and what was computed."""
-    policy = MultistepReuse(config)
-    policy.reset(schedule)
+    reuse = make_reuse(config)
+    reuse.reset(schedule)
     place, computed = [torch.zeros(1, dtype=torch.float64) for _ in range(schedule.chunk_num)], []
     for step in schedule.steps:
-        todo = policy.select(step, lambda: {})
+        todo = reuse.decider.select(step, lambda: {})
         for entry in step.window:
             if entry.chunk in todo:
                 velocity = torch.tensor([velocity_at[entry.index]])
-                correction: Tensor | None = policy.observe(step, entry.chunk, velocity)
+                correction: Tensor | None = reuse.advancer.observe(step, entry.chunk, velocity)
                 place[entry.chunk] += velocity * entry.dt + (0 if correction is None else correction)
                 computed.append((entry.chunk, entry.index))
             else:
-                place[entry.chunk] += policy.advance(step, entry.chunk)
+                place[entry.chunk] += reuse.advancer.advance(step, entry.chunk)
     return np.array([float(value) for value in place]), computed
 
 
@@ -87,16 +87,16 @@ def test_correction_loses_less_where_velocities_bend() -> None:
 
 def test_nothing_is_kept_of_finished_chunks() -> None:
     for pattern in ((0, 5), (0, 15)):
-        policy = MultistepReuse(settings(pattern=pattern))
-        policy.reset(SCHEDULE)
+        reuse = make_reuse(settings(pattern=pattern))
+        reuse.reset(SCHEDULE)
         for step in SCHEDULE.steps:
-            todo = policy.select(step, lambda: {})
+            todo = reuse.decider.select(step, lambda: {})
             for chunk in step.chunks:
                 if chunk in todo:
-                    policy.observe(step, chunk, torch.ones(1))
+                    reuse.advancer.observe(step, chunk, torch.ones(1))
                 else:
-                    policy.advance(step, chunk)
-        assert not policy._memory
+                    reuse.advancer.advance(step, chunk)
+        assert not reuse.advancer.held()
 
 
 @pytest.mark.parametrize("steps", [8, 16, 32, 64])

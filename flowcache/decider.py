@@ -9,24 +9,28 @@ until it reaches ``rel_l1_thresh``; as long as it stays below, the chunk is reus
 from torch import Tensor
 
 from flowcache.config import FlowCacheConfig
-from inference.reuse import Features, MemoryReuse, relative_l1_by_chunk
+from inference.reuse import Features, relative_l1_by_chunk
 from inference.schedule import ChunkStep, Schedule, Step
 
 
-class ChunkwiseReuse(MemoryReuse):
-    """FlowCache's reuse policy. Decisions are per chunk; the state of one video is cleared by ``reset``."""
+class ChunkwiseDecider:
+    """FlowCache's decisions, chunk by chunk; the state of one video is cleared by ``reset``.
 
-    config: FlowCacheConfig
+    ``accumulated``: each chunk's change since it was last computed.
+    """
 
     def __init__(self, config: FlowCacheConfig) -> None:
-        super().__init__(config)
+        self.config = config
         self.accumulated: dict[int, float] = {}
+        self._reuses: dict[int, int] = {}
         self._previous: dict[int, Tensor] = {}
+        self._last_index = 0
 
     def reset(self, schedule: Schedule) -> None:
-        super().reset(schedule)
         self.accumulated = dict.fromkeys(range(schedule.chunk_num), 0.0)
+        self._reuses = dict.fromkeys(range(schedule.chunk_num), 0)
         self._previous = {}
+        self._last_index = schedule.num_steps - 1
 
     def select(self, step: Step, features: Features) -> tuple[int, ...]:
         if self.config.rel_l1_thresh == 0:
@@ -38,20 +42,23 @@ class ChunkwiseReuse(MemoryReuse):
         return tuple(entry.chunk for entry in step.window if self._computes(step, entry, change))
 
     def _computes(self, step: Step, entry: ChunkStep, change: dict[int, float]) -> bool:
-        """The decision for one chunk; the accumulator is set as a side effect."""
+        """The decision for one chunk; the accumulator and the count of reuses are set as a side effect."""
         chunk = entry.chunk
-        if step.is_first or step.is_last or chunk not in change:
-            return True
-        distance = self.accumulated[chunk] + change[chunk]
-        if distance < self.config.rel_l1_thresh and not self._must_compute(entry):
-            self.accumulated[chunk] = distance
-            return False
-        self.accumulated[chunk] = 0.0
+        if not (step.is_first or step.is_last or chunk not in change):
+            distance = self.accumulated[chunk] + change[chunk]
+            if distance < self.config.rel_l1_thresh and not self._must_compute(entry):
+                self.accumulated[chunk] = distance
+                self._reuses[chunk] += 1
+                return False
+            self.accumulated[chunk] = 0.0
+        self._reuses[chunk] = 0
         return True
 
     def _must_compute(self, entry: ChunkStep) -> bool:
         """Steps at which a chunk is computed whatever it measures."""
-        if entry.index < self.config.warmup_steps or self.is_protected(entry):
+        if entry.index < self.config.warmup_steps:
+            return True
+        if self.config.protect_last_step and entry.index == self._last_index:
             return True
         limit = self.config.max_consecutive_reuse
-        return limit is not None and self.reuses(entry.chunk) >= limit
+        return limit is not None and self._reuses[entry.chunk] >= limit

@@ -1,4 +1,4 @@
-"""Reuse decisions and what a reused chunk gains, on made-up features whose change is known."""
+"""FlowCache's decisions, on made-up features whose change is known."""
 
 from collections.abc import Mapping
 
@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from flowcache.config import FlowCacheConfig
-from flowcache.policy import ChunkwiseReuse
+from flowcache.decider import ChunkwiseDecider
 from harness.methods import make_config
-from inference.reuse import ChunkMemory, advance, relative_l1_by_chunk
-from inference.schedule import ChunkStep, Schedule, Step
+from inference.reuse import relative_l1_by_chunk
+from inference.schedule import Schedule, Step
 
 
 def decide(config: FlowCacheConfig, change: float, chunks: int = 1, steps: int = 16, window: int = 4) -> list[str]:
@@ -18,17 +18,13 @@ def decide(config: FlowCacheConfig, change: float, chunks: int = 1, steps: int =
     chunk.
     """
     schedule = Schedule(chunks, 0, steps, window)
-    policy = ChunkwiseReuse(config)
-    policy.reset(schedule)
+    decider = ChunkwiseDecider(config)
+    decider.reset(schedule)
     decisions = [""] * chunks
     for step in schedule.steps:
-        todo = policy.select(step, lambda step=step: features(step, change))
+        todo = decider.select(step, lambda step=step: features(step, change))
         for chunk in step.chunks:
             decisions[chunk] += "c" if chunk in todo else "r"
-            if chunk in todo:
-                policy.observe(step, chunk, torch.ones(1))
-            else:
-                policy.advance(step, chunk)
     return decisions
 
 
@@ -69,15 +65,12 @@ def test_threshold_zero_computes_everything_even_where_nothing_changes() -> None
 
 def test_chunks_decide_for_themselves() -> None:
     schedule = Schedule(4, 0, 16, 4)
-    policy = ChunkwiseReuse(settings(rel_l1_thresh=0.15))
-    policy.reset(schedule)
+    decider = ChunkwiseDecider(settings(rel_l1_thresh=0.15))
+    decider.reset(schedule)
     for step in schedule.steps[:14]:
         # Even chunks stand still, odd ones change by 0.2 at every step.
         still = {e.chunk: torch.full((4,), 1.2**e.index if e.chunk % 2 else 1.0) for e in step.window}
-        todo = policy.select(step, lambda still=still: still)
-        for chunk in step.chunks:
-            if chunk in todo:
-                policy.observe(step, chunk, torch.ones(1))
+        todo = decider.select(step, lambda still=still: still)
         if step.number and step.k:
             assert todo == tuple(chunk for chunk in step.chunks if chunk % 2)
 
@@ -85,52 +78,16 @@ def test_chunks_decide_for_themselves() -> None:
 def test_reset_forgets_the_last_video() -> None:
     config = settings(rel_l1_thresh=0.25)
     schedule = Schedule(1, 0, 16, 4)
-    policy = ChunkwiseReuse(config)
+    decider = ChunkwiseDecider(config)
     runs = []
     for _ in range(2):
-        policy.reset(schedule)
+        decider.reset(schedule)
         chosen = []
         for step in schedule.steps:
-            todo = policy.select(step, lambda step=step: features(step, 0.1))
+            todo = decider.select(step, lambda step=step: features(step, 0.1))
             chosen.append(todo)
-            if todo:
-                policy.observe(step, 0, torch.ones(1))
         runs.append(chosen)
     assert runs[0] == runs[1]
-
-
-@pytest.mark.parametrize(("form", "expected"), [("gain", 5.0 * 0.2), ("velocity", 5.0 * 0.1), ("linear", 8.0 * 0.1)])
-def test_what_a_reused_chunk_gains(form: str, expected: float) -> None:
-    memory = ChunkMemory()
-    memory.remember(torch.tensor(99.0), ChunkStep(0, 0, 0.05, 0.05, 0))
-    memory.remember(torch.tensor(3.0), ChunkStep(0, 1, 0.1, 0.1, 0))
-    memory.remember(torch.tensor(5.0), ChunkStep(0, 2, 0.2, 0.2, 0))
-    # Velocity 3 at t = 0.1 and 5 at t = 0.2: at t = 0.35 the line is at 8.
-    gained = advance(form, memory, ChunkStep(0, 3, 0.35, 0.1, 0))
-    assert gained.item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_one_velocity_is_held() -> None:
-    memory = ChunkMemory()
-    memory.remember(torch.tensor(5.0), ChunkStep(0, 0, 0.2, 0.2, 0))
-    assert advance("linear", memory, ChunkStep(0, 1, 0.4, 0.1, 0)).item() == pytest.approx(0.5)
-
-
-def test_linear_is_exact_for_a_velocity_that_is_linear_in_t() -> None:
-    schedule = Schedule(1, 0, 16, 4)
-    policy = ChunkwiseReuse(settings(rel_l1_thresh=99, reuse_form="linear", warmup_steps=2))
-    policy.reset(schedule)
-    x = full = 0.0
-    for step in schedule.steps:
-        entry = step.window[0]
-        velocity = torch.tensor(2.0 + 3.0 * entry.t)
-        full += velocity.item() * entry.dt
-        if policy.select(step, lambda step=step: features(step, 0.1)):
-            policy.observe(step, 0, velocity)
-            x += velocity.item() * entry.dt
-        else:
-            x += policy.advance(step, 0).item()
-    assert x == pytest.approx(full, rel=1e-5)
 
 
 def test_relative_l1() -> None:
