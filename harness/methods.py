@@ -188,7 +188,7 @@ def add_parameters(parser: argparse.ArgumentParser) -> None:
             type=parse_value,
             default=UNSET,
             metavar=value_form(field.annotation),
-            help=f"{describe(by_method)} (default: {spelled(field.default)})".replace("%", "%%"),
+            help=f"{describe(by_method)} (default: {defaults(by_method)})".replace("%", "%%"),
         )
 
 
@@ -198,6 +198,14 @@ def describe(by_method: dict[str, FieldInfo]) -> str:
     own = [f"{method}: {other.description}" for method, other in others if other.description != field.description]
     only = [f"{first} only"] if not others else []
     return "; ".join([str(field.description), *own, *only])
+
+
+def defaults(by_method: dict[str, FieldInfo]) -> str:
+    """The default, and those of methods that have another: 1.0; multistep: 0.8."""
+    first, *others = by_method.items()
+    common = spelled(first[1].default)
+    own = [f"{method}: {spelled(field.default)}" for method, field in others if field.default != first[1].default]
+    return "; ".join([common, *own])
 
 
 def value_form(annotation: Any) -> str:

@@ -1,6 +1,6 @@
 """What a skipped chunk gains: from the velocities that the model computed for it before.
 
-Source: docs/flowcache.md, "What a reused chunk gains"; docs/multistep.md, "The rule".
+Source: docs/flowcache.md, "What a reused chunk gains"; docs/multistep.md, "The solver".
 
 A chunk's latents follow an ODE whose velocity is smooth in the noise level `t`. Between two computed steps it is
 predicted from the last ones; at the next computed step the line between the old and the new velocity is known, and what

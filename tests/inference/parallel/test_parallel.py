@@ -99,7 +99,7 @@ def test_alone_nothing_is_moved() -> None:
 
 
 def test_the_first_rank_decides() -> None:
-    """Each rank's policy wants to skip other chunks than the others'."""
+    """Each rank's decider wants to skip other chunks than the others'."""
     (asked, reuse_map, latents), (asked_second, *others) = run_ranks(2, cases.disagree)
     assert asked == len(reuse_map) == 10 and asked_second == 0
     assert others[0] == reuse_map and torch.equal(others[1], latents)
