@@ -6,9 +6,9 @@ import pickle
 from pathlib import Path
 
 import torch
+import transformers  # not its parts, which take seconds to import: those come with their first use
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5EncoderModel
 
 from inference.text.cleaning import clean_caption
 
@@ -31,7 +31,9 @@ _READ_ERRORS = (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.Un
 class T5TextEncoder:
     """Prompt to caption features. ``width`` is the size of one feature, ``max_length`` the number of positions."""
 
-    def __init__(self, model: T5EncoderModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    def __init__(
+        self, model: "transformers.T5EncoderModel", tokenizer: "transformers.PreTrainedTokenizerBase", max_length: int
+    ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.max_length = max_length
@@ -131,13 +133,13 @@ def _check_config(folder: Path) -> int:
         raise ValueError(f"{path} is not a transformers configuration: {error}") from error
     if model_type != "t5":
         raise ValueError(f"{path} describes a model of type {model_type!r}; a T5 encoder (type 't5') is needed")
-    return T5Config.from_dict(settings).d_model
+    return transformers.T5Config.from_dict(settings).d_model
 
 
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def _load_tokenizer(folder: Path) -> "transformers.PreTrainedTokenizerBase":
     """After ``check_t5``: transformers makes up an empty vocabulary where files are missing."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the Rust reader of tokenizer.json raises plain Exception
         raise ValueError(f"the tokenizer in {folder} cannot be read: {error}") from error
     if tokenizer("")["input_ids"] != [tokenizer.eos_token_id] or tokenizer.pad_token_id is None:
@@ -167,10 +169,10 @@ def _check_weight_files(folder: Path) -> None:
         )
 
 
-def _load_model(folder: Path, dtype: torch.dtype) -> T5EncoderModel:
+def _load_model(folder: Path, dtype: torch.dtype) -> "transformers.T5EncoderModel":
     """transformers fills missing tensors with random numbers and only logs it; its loading report is checked here."""
     try:
-        model, report = T5EncoderModel.from_pretrained(
+        model, report = transformers.T5EncoderModel.from_pretrained(
             folder,
             dtype=dtype,
             local_files_only=True,
