@@ -1,26 +1,30 @@
-"""Functions that several processes run at once, as torchrun would start them, with one thread each and over gloo."""
+"""Functions that several processes run at once, as torchrun would start them, with one thread each and over gloo.
 
-import multiprocessing
+As a program: -m tests.ranks MODULE FUNCTION RESULT, the arguments pickled on standard input; what one rank does.
+"""
+
+import importlib
 import os
 import pickle
 import socket
+import subprocess
+import sys
+import tempfile
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
-import torch
+from tests.paths import ROOT
+from tests.warm.start import warm_python
 
-# Forked from a process that has the slow imports behind it.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "inference.video.vae", "flowcache.decider", "tests.tiny"])
 SECONDS = 300
 
 
 class Died:
     """What stands in the place of a result where the process ended without one."""
 
-    def __init__(self, status: int | None) -> None:
+    def __init__(self, status: int) -> None:
         self.status = status
 
 
@@ -31,43 +35,44 @@ def run_ranks(ranks: int, function: Callable[..., Any], *arguments: Any) -> list
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    workers = []
-    for rank in range(ranks):
-        ours, theirs = CONTEXT.Pipe(duplex=False)
-        process = CONTEXT.Process(target=_work, args=(rank, ranks, port, function, arguments, theirs))
-        process.start()
-        theirs.close()
-        workers.append((process, ours))
-    results = [_receive(process, connection) for process, connection in workers]
-    for process, _ in workers:
-        process.join(SECONDS)
-        if process.is_alive():
-            process.kill()
-    return results
+    together = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    together |= {"TORCHELASTIC_RUN_ID": "test"}
+    with tempfile.TemporaryDirectory() as folder:
+        results = [Path(folder, str(rank)) for rank in range(ranks)]
+        processes = []
+        for rank, result in enumerate(results):
+            own = together | {"RANK": rank, "LOCAL_RANK": rank}
+            process = subprocess.Popen(
+                [warm_python(), "-m", "tests.ranks", function.__module__, function.__name__, str(result)],
+                env=os.environ | {name: str(value) for name, value in own.items()},
+                stdin=subprocess.PIPE,
+                cwd=ROOT,
+            )
+            process.stdin.write(pickle.dumps(arguments))
+            process.stdin.close()
+            processes.append(process)
+        try:
+            statuses = [process.wait(SECONDS) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+        return [
+            pickle.loads(result.read_bytes()) if result.exists() else Died(status)
+            for result, status in zip(results, statuses, strict=True)
+        ]
 
 
-def _receive(process: Any, connection: Connection) -> Any:
+def main(module: str, function: str, result: str) -> None:
     try:
-        if connection.poll(SECONDS):
-            return pickle.loads(connection.recv_bytes())
-    except EOFError:
-        process.join(SECONDS)
-        return Died(process.exitcode)
-    process.kill()
-    raise TimeoutError(f"no result within {SECONDS} s")
-
-
-def _work(
-    rank: int, ranks: int, port: int, function: Callable[..., Any], arguments: tuple, connection: Connection
-) -> None:
-    torchrun = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-    torchrun |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
-    os.environ.update({name: str(value) for name, value in torchrun.items()})
-    torch.set_num_threads(1)
-    try:
-        result = function(*arguments)
+        value = getattr(importlib.import_module(module), function)(*pickle.load(sys.stdin.buffer))
     except BaseException as error:  # noqa: BLE001 - handed to the test, whatever it is
         error.add_note(traceback.format_exc())
-        result = error
-    # As bytes: tensors would travel as shared memory, which ends with this process.
-    connection.send_bytes(pickle.dumps(result))
+        value = error
+    # Under another name until it is whole: what is there was returned.
+    part = Path(result).with_suffix(".part")
+    part.write_bytes(pickle.dumps(value))
+    part.rename(result)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

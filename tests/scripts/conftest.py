@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +11,7 @@ import pytest
 
 from tests.loading import load_script
 from tests.paths import ROOT
+from tests.warm.start import warm_python
 
 SCRIPT = ROOT / "scripts" / "generate.py"
 
@@ -39,16 +39,21 @@ def generate(script: ModuleType, checkpoint: Path, tmp_path: Path, caplog: pytes
 
 @pytest.fixture(scope="session")
 def start_process(checkpoint: Path) -> Start:
-    """Start the script as a process; ``folder`` is where video.mp4 goes, ``setup`` runs in the new process first."""
+    """Start the script as a process; ``folder`` is where video.mp4 goes, ``setup`` runs in the new process first.
 
-    def start(folder: Path, *flags: str, setup: Callable[[], None] = lambda: None) -> subprocess.Popen[bytes]:
+    ``python``: what starts it, by default the one that tests share (``tests/warm``).
+    """
+
+    def start(
+        folder: Path, *flags: str, setup: Callable[[], None] = lambda: None, python: str | None = None
+    ) -> subprocess.Popen[bytes]:
         def prepare() -> None:
             # A test run in the background may have been started with Ctrl-C ignored, which processes inherit.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             setup()
 
         return subprocess.Popen(
-            [sys.executable, str(SCRIPT), *defaults(checkpoint, folder), *flags],
+            [python or warm_python(), str(SCRIPT), *defaults(checkpoint, folder), *flags],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
