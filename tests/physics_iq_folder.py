@@ -57,6 +57,12 @@ def build_benchmark(root: Path) -> None:
         csv.writer(file).writerows([["scenario", "description", "category", "generated_video_name"], *rows])
 
 
+def submit_still(folder: Path) -> None:
+    """Videos in which nothing moves, as if a model had made them."""
+    for name in generated_names():
+        write(folder / name, square(speed=0, row=20))
+
+
 def submit_take(data: Path, folder: Path, take: int) -> None:
     """The real ``take`` of the benchmark in ``data`` as if a model had made it: the very files."""
     folder.mkdir(parents=True, exist_ok=True)

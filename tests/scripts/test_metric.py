@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tests.fake_checkout import fake_checkout
 from tests.loading import load_script
 from tests.metrics.clips import moving, noise, write_lossless
-from tests.paths import ROOT
 
 Measure = Callable[..., int]
 
@@ -63,6 +63,7 @@ def expected_psnr(original: Tensor, generated: Tensor) -> float:
     return float(10 * np.log10(255**2 / error))
 
 
+@pytest.mark.slow
 def test_two_files(measure: Measure, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clips = moving(11), noise(11, 40, 48)
     files = pair(tmp_path, *clips)
@@ -103,6 +104,7 @@ def test_the_picture_shows_both_videos_and_their_difference(measure: Measure, tm
     assert min(colours.get(colour, 0) for colour in ((200, 0, 0), (0, 0, 200), (200, 0, 200))) > 1000
 
 
+@pytest.mark.slow
 def test_two_folders(measure: Measure, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip = moving(5)
     pair(tmp_path, clip, clip, "same.mkv")
@@ -147,6 +149,7 @@ def test_what_does_not_fit_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_sidecars_that_differ_are_warned_of(measure: Measure, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     files = pair(tmp_path, noise(3), noise(3, seed=1))
     same = {"seed": {"base": 1, "sample": "0"}, "prompt": "a cat", "attention_backend": "sdpa", "method": {"a": 1}}
@@ -206,14 +209,8 @@ def test_lpips_weights_that_do_not_exist_are_an_error(
 
 
 def test_the_shell_script_hands_its_arguments_on(tmp_path: Path) -> None:
-    scripts, python = tmp_path / "check out" / "scripts", tmp_path / "check out" / ".venv" / "bin" / "python"
-    scripts.mkdir(parents=True)
-    python.parent.mkdir(parents=True)
-    (scripts / "metric.sh").write_bytes((ROOT / "scripts" / "metric.sh").read_bytes())
-    (scripts / "setup_env.sh").write_text('touch "$(dirname "$0")/made"\n', encoding="utf-8")
-    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n', encoding="utf-8")
-    python.chmod(0o755)
-    command = ["bash", str(scripts / "metric.sh"), "a b.mp4", "c.mp4", "--batch", "2"]
+    root = fake_checkout(tmp_path, "metric.sh")
+    command = ["bash", str(root / "scripts" / "metric.sh"), "a b.mp4", "c.mp4", "--batch", "2"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert result.stdout.splitlines() == [str(scripts / "metric.py"), "a b.mp4", "c.mp4", "--batch", "2"]
-    assert (scripts / "made").exists()
+    assert result.stdout.splitlines() == [str(root / "scripts" / "metric.py"), *command[2:]]
+    assert (root / "scripts" / "made").exists()

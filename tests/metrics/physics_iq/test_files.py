@@ -12,17 +12,14 @@ from metrics.physics_iq.files import Benchmark, check_generated, read_frames, re
 from metrics.physics_iq.motion_masks import write_masks
 from metrics.physics_iq.scores import Comparison, ViewResult, original_score, verified_score
 from metrics.physics_iq.table import find_descriptions, read_descriptions
-from tests.physics_iq_folder import FPS, FRAMES, SIZE, build_benchmark, generated_names, square, submit_take, write
+from tests.physics_iq_folder import FPS, FRAMES, SIZE, generated_names, square, submit_still, submit_take, write
 
 NAMES = list(generated_names())
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Not to be changed."""
-    root = tmp_path_factory.mktemp("data")
-    build_benchmark(root)
-    return root
+def data(physics_iq: Path) -> Path:
+    return physics_iq
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +36,7 @@ def score_all(data: Path, generated: Path) -> list[ViewResult]:
     return [score_view(benchmark, view, generated / view.generated_name) for view in views]
 
 
+@pytest.mark.slow
 def test_take_1_as_generated(data: Path, tmp_path: Path) -> None:
     submit_take(data, tmp_path, take=1)
     results = score_all(data, tmp_path)
@@ -50,6 +48,7 @@ def test_take_1_as_generated(data: Path, tmp_path: Path) -> None:
     assert verified_score(results).score == pytest.approx(100, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_take_2_as_generated_is_as_near_as_reality(data: Path, filmed: Path) -> None:
     results = score_all(data, filmed)
     assert original_score(results).score == pytest.approx(100, abs=0.05)
@@ -57,9 +56,9 @@ def test_take_2_as_generated_is_as_near_as_reality(data: Path, filmed: Path) -> 
     assert verified_score(results).score == pytest.approx(100, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_still_video_scores_near_zero(data: Path, tmp_path: Path) -> None:
-    for name in NAMES:
-        write(tmp_path / name, square(speed=0, row=20))
+    submit_still(tmp_path)
     results = score_all(data, tmp_path)
     # All it gets are the first frames, before the motion has become large enough for a mask.
     assert all(result.first.spatiotemporal_iou[3:] == (0.0,) * (FRAMES - 3) for result in results)

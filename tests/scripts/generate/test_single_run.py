@@ -1,13 +1,13 @@
 """The scripts of scripts/single_run/: what they hand to generate.py, in a copy with stand-ins around them."""
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from tests.fake_checkout import fake_checkout
 from tests.paths import ROOT
 
 SCRIPTS = sorted(path.stem for path in (ROOT / "scripts" / "single_run").glob("*_*.sh"))
@@ -17,15 +17,7 @@ PREFIXES = {"t2v": None, "i2v": "image_path", "v2v": "prefix_video_path"}
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout whose set-up leaves a mark and whose Python prints its arguments."""
-    root = tmp_path / "check out"
-    shutil.copytree(ROOT / "scripts" / "single_run", root / "scripts" / "single_run")
-    (root / "scripts" / "setup_env.sh").write_text('touch "$(dirname "$0")/made"\n', encoding="utf-8")
-    python = root / ".venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n', encoding="utf-8")
-    python.chmod(0o755)
-    return root
+    return fake_checkout(tmp_path, "single_run")
 
 
 def test_every_method_has_every_mode() -> None:

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from inference.video.reading import read_video
 from sampling.config import read_run
@@ -25,6 +24,8 @@ from sampling.maker import SampleMaker
 from sampling.verify import check_sample, verify
 from tests.loading import load_script
 from tests.paths import ROOT
+from tests.tiny_runs import make_samples, write_prompts, write_run
+from tests.warm.start import warm_python
 
 FILES = {"scene": 4, "color": 4, "temporal_flickering": 4}
 PROMPTS = ("a cat", "the mat", "a cat on a mat", "a cat, a mat")
@@ -34,27 +35,16 @@ WAIT = 1800.0  # s, until a test gives up on a process; long, for machines that 
 
 def write_config(folder: Path, checkpoint: Path, **settings: Any) -> Path:
     """A configuration of ``SAMPLES`` samples in folder/out, and its prompts."""
-    prompts = folder / "prompts_per_dimension"
-    prompts.mkdir(parents=True)
-    for stem in FILES:
-        (prompts / f"{stem}.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
+    write_prompts(folder, FILES, PROMPTS)
     values = {
-        "benchmark": "vbench",
-        "data": str(folder),
-        "output": str(folder / "out"),
-        "model_name": "tiny",
-        "config_file": str(checkpoint / "distill.json"),
         "num_frames": 10,
-        "num_steps": 8,
         "dimensions": ["background_consistency", "color", "temporal_flickering"],
         "samples_per_prompt": 2,
         "flickering_samples": 3,
         "workers": 2,
         "device": "cpu",
     }
-    path = folder / "run.yaml"
-    path.write_text(yaml.safe_dump(values | settings), encoding="utf-8")
-    return path
+    return write_run(folder, checkpoint, **values | settings)
 
 
 @pytest.fixture(scope="module")
@@ -66,17 +56,11 @@ def sample() -> ModuleType:
 def run(sample: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
     """Call the launcher's main in this process, which torchrun leaves with handlers of its own."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(sys, "executable", warm_python())  # what torchrun and the guards start workers with
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     yield lambda *flags: sample.main([str(flag) for flag in flags])
     for number, handler in handlers.items():
         signal.signal(number, handler)
-
-
-def make_here(job: Job) -> None:
-    """All samples in this process, undisturbed, in reverse order."""
-    maker = SampleMaker(job, torch.device("cpu"), "reference")
-    for task in reversed(job.tasks):
-        maker.make(task)
 
 
 def frames_of(job: Job, folder: Path) -> dict[str, torch.Tensor]:
@@ -105,7 +89,7 @@ def wait_until(condition: Callable[[], Any], what: str) -> Any:
 
 @pytest.fixture
 def start_launcher() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """Start the script as a process of its own, which does not outlive the test."""
+    """Start the script as a user does, in a process of its own, which does not outlive the test."""
     started: list[subprocess.Popen[bytes]] = []
 
     def start(*flags: str) -> subprocess.Popen[bytes]:
@@ -162,7 +146,7 @@ def test_a_disturbed_run_gives_what_an_undisturbed_one_gives(
     out = job.output
     assert len(job.tasks) == SAMPLES >= 24
     reference = make_job(read_run(config, {"output": str(tmp_path / "reference")}))
-    make_here(reference)
+    make_samples(reference)
 
     stop_in_the_middle(start_launcher(str(config)), job)
     done = videos(out)
@@ -204,7 +188,7 @@ def finished(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """A configuration of four samples that are there."""
     settings = {"dimensions": ["color"], "samples_per_prompt": 1}
     config = write_config(tmp_path_factory.mktemp("finished"), checkpoint, **settings)
-    make_here(make_job(read_run(config)))
+    make_samples(make_job(read_run(config)))
     return config
 
 

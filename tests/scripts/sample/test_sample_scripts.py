@@ -1,7 +1,6 @@
 """The scripts of scripts/sample/ and the configurations they name: what they hand to sample.py, with stand-ins."""
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 
 from sampling.config import PhysicsIqRun, VBenchRun, as_yaml, read_run
 from sampling.job import make_job
+from tests.fake_checkout import fake_checkout
 from tests.paths import ROOT
 
 SCRIPTS = sorted(path.stem for path in (ROOT / "scripts" / "sample").glob("*_*.sh"))
@@ -18,15 +18,7 @@ BENCHMARKS = {"vbench": VBenchRun, "physicsiq": PhysicsIqRun}
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout whose set-up leaves a mark and whose Python prints its arguments."""
-    root = tmp_path / "check out"
-    shutil.copytree(ROOT / "scripts" / "sample", root / "scripts" / "sample")
-    (root / "scripts" / "setup_env.sh").write_text('touch "$(dirname "$0")/made"\n', encoding="utf-8")
-    python = root / ".venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\nexit 7\n', encoding="utf-8")
-    python.chmod(0o755)
-    return root
+    return fake_checkout(tmp_path, "sample", status=7)
 
 
 def call(checkout: Path, folder: Path, name: str, *arguments: str) -> list[str]:

@@ -8,15 +8,16 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
-import yaml
 
 from sampling.config import read_run
 from sampling.job import make_job
-from sampling.maker import SampleMaker
+from tests.fake_checkout import fake_checkout
 from tests.loading import load_script
 from tests.paths import ROOT
-from tests.physics_iq_folder import FPS, build_benchmark, generated_names, square, submit_take, write
+from tests.physics_iq_folder import FPS, generated_names, submit_still, submit_take
+from tests.tiny_runs import make_samples, write_run
+
+pytestmark = pytest.mark.slow
 
 NAMES = list(generated_names())
 COMPONENTS = ("spatiotemporal_iou", "spatial_iou", "weighted_spatial_iou", "mse")
@@ -28,13 +29,11 @@ def script() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``data``, and in ``runs`` a take 2 and a still video as models. Not to be changed."""
-    root = tmp_path_factory.mktemp("physics")
-    build_benchmark(root / "data")
-    submit_take(root / "data", root / "runs" / "filmed", take=2)
-    for name in NAMES:
-        write(root / "runs" / "still" / name, square(speed=0, row=20))
+def runs(physics_iq: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Take 2 and a still video as models: the folders filmed and still. Not to be changed."""
+    root = tmp_path_factory.mktemp("runs")
+    submit_take(physics_iq, root / "filmed", take=2)
+    submit_still(root / "still")
     return root
 
 
@@ -42,9 +41,11 @@ def read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_every_folder_of_videos_is_scored(folders: Path, tmp_path: Path, script: ModuleType, capsys) -> None:
+def test_every_folder_of_videos_is_scored(
+    physics_iq: Path, runs: Path, tmp_path: Path, script: ModuleType, capsys
+) -> None:
     scores = tmp_path / "scores"
-    arguments = ["--generated", folders / "runs", "--data", folders / "data", "--scores-folder", scores]
+    arguments = ["--generated", runs, "--data", physics_iq, "--scores-folder", scores]
     assert script.main([str(argument) for argument in arguments]) == 0
     assert {path.name for path in scores.iterdir()} == {
         *("filmed.csv", "filmed_metrics.json", "still.csv", "still_metrics.json", "scores.md")
@@ -60,21 +61,20 @@ def test_every_folder_of_videos_is_scored(folders: Path, tmp_path: Path, script:
     assert [line.split("|")[1].strip() for line in printed.splitlines()[2:]] == ["filmed", "still"]
 
 
-@pytest.mark.slow
-def test_processes_give_the_same(folders: Path, tmp_path: Path, script: ModuleType) -> None:
+def test_processes_give_the_same(physics_iq: Path, runs: Path, tmp_path: Path, script: ModuleType) -> None:
     tables = []
     for processes in ("1", "2"):
         scores = tmp_path / processes
-        command = ["--generated", str(folders / "runs" / "still"), "--data", str(folders / "data")]
+        command = ["--generated", str(runs / "still"), "--data", str(physics_iq)]
         assert script.main([*command, "--scores_folder", str(scores), "--processes", processes]) == 0
         tables.append((scores / "still.csv").read_text(encoding="utf-8"))
     assert tables[0] == tables[1]
 
 
-def test_runs_of_the_verified_layout(folders: Path, tmp_path: Path, script: ModuleType, caplog) -> None:
+def test_runs_of_the_verified_layout(physics_iq: Path, runs: Path, tmp_path: Path, script: ModuleType, caplog) -> None:
     for run, source in enumerate(("filmed", "still"), 1):
-        shutil.copytree(folders / "runs" / source, tmp_path / "out" / f"tiny-op-run_{run:02}")
-    command = ["--generated", str(tmp_path / "out"), "--data", str(folders / "data"), "--layout", "verified"]
+        shutil.copytree(runs / source, tmp_path / "out" / f"tiny-op-run_{run:02}")
+    command = ["--generated", str(tmp_path / "out"), "--data", str(physics_iq), "--layout", "verified"]
     assert script.main(command) == 0
     assert "tiny-op has 2 runs; Verified asks for 4" in caplog.text
     scores = tmp_path / "out" / "scores"
@@ -82,18 +82,18 @@ def test_runs_of_the_verified_layout(folders: Path, tmp_path: Path, script: Modu
     models = read_json(scores / "models.json")
     assert models["tiny-op"]["final_score_view"]["mean"] == pytest.approx(sum(each) / 2)
     assert models["tiny-op"]["final_score_view"]["std"] == pytest.approx(abs(each[0] - each[1]) / 2**0.5)
-    shutil.copytree(folders / "runs" / "still", tmp_path / "other" / "tiny")
+    shutil.copytree(runs / "still", tmp_path / "other" / "tiny")
     command[1] = str(tmp_path / "other")
     assert script.main(command) == 1
     assert "is not named MODEL-op-run_NN" in caplog.text
 
 
 def test_nothing_is_scored_where_one_video_is_missing(
-    folders: Path, tmp_path: Path, script: ModuleType, caplog
+    physics_iq: Path, runs: Path, tmp_path: Path, script: ModuleType, caplog
 ) -> None:
-    shutil.copytree(folders / "runs", tmp_path / "runs")
+    shutil.copytree(runs, tmp_path / "runs")
     (tmp_path / "runs" / "still" / NAMES[2]).unlink()
-    assert script.main(["--generated", str(tmp_path / "runs"), "--data", str(folders / "data")]) == 1
+    assert script.main(["--generated", str(tmp_path / "runs"), "--data", str(physics_iq)]) == 1
     assert f"{NAMES[2]} is missing" in caplog.text
     assert not (tmp_path / "runs" / "scores").exists()
 
@@ -114,19 +114,20 @@ def test_arguments_that_do_not_go_together(arguments: list[str], message: str, s
     assert error.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_folders_that_cannot_be_scored(folders: Path, tmp_path: Path, script: ModuleType, caplog) -> None:
+def test_folders_that_cannot_be_scored(
+    physics_iq: Path, runs: Path, tmp_path: Path, script: ModuleType, caplog
+) -> None:
     (tmp_path / "empty").mkdir()
     for given, message in (("empty", "no mp4 videos in"), ("nothing", "no folder of generated videos")):
-        assert script.main(["--generated", str(tmp_path / given), "--data", str(folders / "data")]) == 1
+        assert script.main(["--generated", str(tmp_path / given), "--data", str(physics_iq)]) == 1
         assert message in caplog.text
     for parent in ("one", "two"):
-        shutil.copytree(folders / "runs" / "still", tmp_path / parent / "still")
+        shutil.copytree(runs / "still", tmp_path / parent / "still")
     twice = [str(tmp_path / parent / "still") for parent in ("one", "two")]
-    assert script.main(["--generated", *twice, "--data", str(folders / "data")]) == 1
+    assert script.main(["--generated", *twice, "--data", str(physics_iq)]) == 1
     assert "several have the same: still, still" in caplog.text
 
 
-@pytest.mark.slow
 def test_a_sampling_run(checkpoint: Path, tmp_path: Path, script: ModuleType, caplog) -> None:
     """From a configuration: verified, scored; not scored with a video too many, nor once a video was touched."""
     data = tmp_path / "data"
@@ -137,16 +138,11 @@ def test_a_sampling_run(checkpoint: Path, tmp_path: Path, script: ModuleType, ca
     table = (ROOT / "example" / "assets" / "physics_iq" / "descriptions" / "descriptions.csv").read_text()
     kept = [line for line in table.splitlines() if line.startswith("scenario") or "trimmed-ball-falls" in line]
     (data / "descriptions.csv").write_text("\n".join(kept).replace("0009_", "0002_") + "\n")
-    config = tmp_path / "run.yaml"
-    settings = {"benchmark": "physics_iq", "data": str(data), "output": str(tmp_path / "out"), "mode": "i2v"}
-    settings |= {"config_file": str(checkpoint / "distill.json"), "num_steps": 8, "model_name": "tiny"}
-    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    config = write_run(tmp_path, checkpoint, benchmark="physics_iq", data=str(data), mode="i2v")
     job = make_job(read_run(config))
     assert script.main([str(config)]) == 1
     assert "1 of 1 samples in" in caplog.text and "are not right, nothing is scored" in caplog.text
-    maker = SampleMaker(job, torch.device("cpu"), "test")
-    for task in job.tasks:
-        maker.make(task)
+    make_samples(job)
     assert script.main([str(config)]) == 0
     assert read_json(tmp_path / "out" / "scores" / "tiny_metrics.json")["scenario_views"] == 1
     video = job.output / job.tasks[0].path
@@ -160,15 +156,10 @@ def test_a_sampling_run(checkpoint: Path, tmp_path: Path, script: ModuleType, ca
     assert "1 of 1 samples in" in caplog.text
 
 
-def test_the_shell_script_hands_everything_on(tmp_path: Path) -> None:
-    root = tmp_path / "check out"
-    python = root / ".venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n', encoding="utf-8")
-    python.chmod(0o755)
-    (root / "scripts").mkdir()
-    (root / "scripts" / "setup_env.sh").write_text("", encoding="utf-8")
-    for name in ("score_physicsiq", "score_vbench"):
-        shell = shutil.copy(ROOT / "scripts" / f"{name}.sh", root / "scripts")
-        found = subprocess.run(["bash", shell, "a b", "--ngpus", "2"], capture_output=True, text=True, check=True)
-        assert found.stdout.splitlines() == [str(root / "scripts" / f"{name}.py"), "a b", "--ngpus", "2"]
+@pytest.mark.parametrize("name", ["physicsiq", "vbench"])
+def test_the_shell_script_hands_everything_on(tmp_path: Path, name: str) -> None:
+    root = fake_checkout(tmp_path, f"score_{name}.sh")
+    command = ["bash", str(root / "scripts" / f"score_{name}.sh"), "a b", "--ngpus", "2"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines() == [str(root / "scripts" / "score" / f"{name}.py"), "a b", "--ngpus", "2"]
+    assert (root / "scripts" / "made").exists()

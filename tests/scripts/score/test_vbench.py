@@ -5,16 +5,17 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 import yaml
 
 from metrics.vbench import DIMENSIONS, read_results, totals
 from sampling.config import read_run
 from sampling.job import Job, make_job
-from sampling.maker import SampleMaker
 from sampling.vbench import PROMPT_FILES
 from tests.fake_vbench import calls, install
 from tests.loading import load_script
+from tests.tiny_runs import make_samples, write_prompts, write_run
+
+pytestmark = pytest.mark.slow
 
 PROMPTS = ["a cat", "the mat"]
 SCORES = {dimension: 0.3 + 0.02 * number for number, dimension in enumerate(DIMENSIONS)} | {"appearance_style": 0.2}
@@ -29,19 +30,9 @@ def script() -> ModuleType:
 def config(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The configuration of a finished run of all dimensions, two prompts each, by the smallest possible model."""
     root = tmp_path_factory.mktemp("vbench")
-    prompts = root / "data" / "prompts_per_dimension"
-    prompts.mkdir(parents=True)
-    settings = {"benchmark": "vbench", "data": str(root / "data"), "output": str(root / "out"), "num_frames": 4}
-    settings |= {"config_file": str(checkpoint / "distill.json"), "num_steps": 4, "model_name": "tiny"}
-    settings |= {"samples_per_prompt": 1, "flickering_samples": 6}
-    path = root / "run.yaml"
-    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    for stem in PROMPT_FILES:
-        (prompts / f"{stem}.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
-    job = make_job(read_run(path))
-    maker = SampleMaker(job, torch.device("cpu"), "test")
-    for task in job.tasks:
-        maker.make(task)
+    write_prompts(root, PROMPT_FILES, PROMPTS)
+    path = write_run(root, checkpoint, num_frames=4, num_steps=4, samples_per_prompt=1, flickering_samples=6)
+    make_samples(job_of(path))
     return path
 
 
@@ -59,7 +50,6 @@ def run(script: ModuleType, config: Path, evaluator: Path, scores: Path, *flags:
     return script.main([str(config), "--evaluator", str(evaluator), "--scores_folder", str(scores), *flags])
 
 
-@pytest.mark.slow
 def test_all_dimensions(script: ModuleType, config: Path, evaluator: Path, tmp_path: Path, capsys) -> None:
     scores = tmp_path / "scores"
     assert run(script, config, evaluator, scores) == 0
