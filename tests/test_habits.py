@@ -1,8 +1,10 @@
-"""House rules that no linter knows: sizes, and what library code must not do."""
+"""House rules that no linter knows: sizes, what library code must not do, what stands beside what in a folder."""
 
 import ast
 import re
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import PurePath
 
 import pytest
 
@@ -15,6 +17,14 @@ Rule = Callable[[str], Iterator[str]]
 
 MOST_LINES_OF_A_FILE = 400
 MOST_LINES_OF_A_FUNCTION = 60
+# Of one kind, .py or .sh, side by side.
+MOST_FILES_OF_A_FOLDER = 13
+# Files of a folder, by its path and their first word, that share that word and are no folder of their own.
+RELATED = {
+    ("inference", "config"): "config_errors.py only turns what goes wrong in config.py into one line",
+    ("scripts", "check"): "a verb: two programs that users call by these names check different things",
+    ("example/nano", "make"): "a verb: each makes something else",
+}
 
 # Split, so that this file does not contain them.
 UNFINISHED = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "X" + "XX")) + r")\b")
@@ -65,6 +75,63 @@ def unfinished(source: str) -> Iterator[str]:
     for number, line in enumerate(source.splitlines(), 1):
         if UNFINISHED.search(line):
             yield f"line {number}: {line.strip()}"
+
+
+def code_files() -> list[PurePath]:
+    """Paths from the repository's root, those of tests left out: these mirror the tree and lie beside their data."""
+    folders = [folder for folder in PACKAGES if folder != "tests"]
+    files = [file for folder in folders for suffix in ("py", "sh") for file in (ROOT / folder).rglob(f"*.{suffix}")]
+    return [PurePath(file.relative_to(ROOT)) for file in files if file.name != "__init__.py"]
+
+
+def crowded(files: Iterable[PurePath]) -> Iterator[str]:
+    """Folders in which nobody finds anything."""
+    kinds = defaultdict(list)
+    for file in files:
+        kinds[file.parent, file.suffix].append(file)
+    for (folder, suffix), found in kinds.items():
+        if len(found) > MOST_FILES_OF_A_FOLDER:
+            yield f"{folder}: {len(found)} files {suffix}, more than {MOST_FILES_OF_A_FOLDER}"
+
+
+def related(files: Iterable[PurePath]) -> Iterator[str]:
+    """Files whose common first word is the name of a folder that is not there."""
+    words = defaultdict(list)
+    for file in files:
+        if file.suffix == ".py":
+            words[str(file.parent), file.stem.split("_")[0]].append(file.name)
+    for (folder, word), found in words.items():
+        if len(found) > 1 and (folder, word) not in RELATED:
+            yield f"{folder}: {', '.join(sorted(found))}: make {word}/ of them"
+
+
+@pytest.mark.parametrize("rule", [crowded, related])
+def test_the_tree_keeps_the_rule(rule: Callable[[Iterable[PurePath]], Iterator[str]]) -> None:
+    assert not list(rule(code_files()))
+
+
+def test_an_exception_that_is_none_any_more_is_removed() -> None:
+    files = code_files()
+    for folder, word in RELATED:
+        found = [f for f in files if str(f.parent) == folder and f.suffix == ".py" and f.stem.split("_")[0] == word]
+        assert len(found) > 1, (folder, word)
+
+
+def test_a_tree_that_breaks_a_rule_is_seen() -> None:
+    def tree(*names: str) -> list[PurePath]:
+        return [PurePath("made", "up", name) for name in names]
+
+    letters = [chr(ord("a") + number) for number in range(14)]
+    assert list(crowded(tree(*(f"{letter}.py" for letter in letters)))) == ["made/up: 14 files .py, more than 13"]
+    assert not list(
+        crowded(tree(*(f"{letter}.py" for letter in letters[:13]), *(f"{letter}.sh" for letter in letters[:13])))
+    )
+    assert list(related(tree("run_fast.py", "run_slow.py", "walk.py"))) == [
+        "made/up: run_fast.py, run_slow.py: make run/ of them"
+    ]
+    assert list(related(tree("run.py", "run_slow.py"))) == ["made/up: run.py, run_slow.py: make run/ of them"]
+    assert not list(related([*tree("run.py", "runs.py", "run_all.sh"), PurePath("made", "run_slow.py")]))
+    assert list(related([PurePath("other", "config.py"), PurePath("other", "config_errors.py")]))
 
 
 @pytest.mark.parametrize(
