@@ -3,15 +3,17 @@
 import json
 import os
 import subprocess
-import sys
 
 import pytest
 
 from tests.paths import ROOT
+from tests.warm.start import warm_python
+
+pytestmark = pytest.mark.slow
 
 
 def table(*flags: str) -> dict[str, int]:
-    command = [sys.executable, str(ROOT / "benchmarks" / "flops.py"), *flags]
+    command = [warm_python(), str(ROOT / "benchmarks" / "flops.py"), *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=500, env=environment)
     return json.loads(result.stdout.splitlines()[-1])["flop"]
@@ -31,7 +33,6 @@ def by_hand(chunks: int) -> int:
     return total
 
 
-@pytest.mark.slow
 def test_the_published_default() -> None:
     flop = table()
     assert flop["full history, neither copies nor clean passes"] == by_hand(10)
@@ -41,7 +42,6 @@ def test_the_published_default() -> None:
     assert list(flop.values())[:5] == sorted(list(flop.values())[:5], reverse=True)
 
 
-@pytest.mark.slow
 def test_another_length() -> None:
     flop = table("--num_frames", "168")
     assert flop["full history, neither copies nor clean passes"] == by_hand(7)

@@ -2,21 +2,22 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.paths import ROOT
+from tests.warm.start import warm_python
+
+pytestmark = pytest.mark.slow
 
 MULTISTEP = "configs/method/multistep.yaml"
 SMALLEST = ["--width", "256", "--layers", "1", "--size", "32", "--num_frames", "48", "--num_steps", "16"]
 
 
-@pytest.mark.slow
 def test_a_wider_model_computes_what_the_bundled_one_did(tmp_path: Path) -> None:
     output = tmp_path / "wall_clock.json"
-    command = [sys.executable, str(ROOT / "benchmarks" / "wall_clock.py"), "--methods", MULTISTEP, *SMALLEST]
+    command = [warm_python(), str(ROOT / "benchmarks" / "wall_clock.py"), "--methods", MULTISTEP, *SMALLEST]
     command += ["--repeats", "2", "--device", "cpu", "--output", str(output)]
     printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=500, cwd=ROOT).stdout
     result = json.loads(output.read_text(encoding="utf-8"))

@@ -149,6 +149,7 @@ def test_wall_hides_a_whole_object() -> None:
     assert hidden.max() > 0.99 and hidden.min() < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_measurement_finds_what_was_drawn(kind: str) -> None:
     for seed in range(2):
@@ -159,6 +160,7 @@ def test_measurement_finds_what_was_drawn(kind: str) -> None:
         assert position_error(video, video, scene) == 0
 
 
+@pytest.mark.slow
 def test_measurement_misses_what_was_not_drawn() -> None:
     """One attribute of the scene is exchanged at a time; just this one is found wrong."""
     for seed in range(2):

@@ -16,6 +16,8 @@ from metrics.physics_iq.files import Benchmark, read_frames, score_view
 from metrics.physics_iq.scores import ViewResult, original_score, verified_score
 from metrics.physics_iq.table import find_descriptions, read_descriptions
 
+pytestmark = pytest.mark.slow
+
 FOLDER = ASSETS / "physics_iq"
 BENCHMARK = Benchmark(FOLDER, FPS)
 VIEWS = read_descriptions(find_descriptions(FOLDER))

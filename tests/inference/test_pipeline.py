@@ -49,6 +49,7 @@ def make(pipeline: MagiPipeline, sample: Sample, flowcache: FlowCacheConfig | No
     return torch.cat(list(pipeline.frames(sample, **options)))
 
 
+@pytest.mark.slow
 def test_a_second_video_equals_a_fresh_process(pipeline: MagiPipeline, checkpoint: Path) -> None:
     reuse, caches, report = make_reuse(REUSING), [], RunReport()
 
@@ -63,6 +64,7 @@ def test_a_second_video_equals_a_fresh_process(pipeline: MagiPipeline, checkpoin
     assert torch.equal(second, make(fresh, B, REUSING))
 
 
+@pytest.mark.slow
 def test_threshold_zero_is_no_caching(pipeline: MagiPipeline) -> None:
     neutral = FlowCacheConfig(rel_l1_thresh=0, clean_pass=True, discard_nearly_clean_chunk=False)
     for sample in (A, B):
@@ -71,6 +73,7 @@ def test_threshold_zero_is_no_caching(pipeline: MagiPipeline) -> None:
     assert not torch.equal(plain, make(pipeline, B, REUSING))
 
 
+@pytest.mark.slow
 def test_a_budget_of_the_whole_video_is_no_compression(pipeline: MagiPipeline) -> None:
     enough, report = REUSING.model_copy(update={"total_cache_chunk_nums": 8}), RunReport()
     without = REUSING.model_copy(update={"compress_kv_cache": False})

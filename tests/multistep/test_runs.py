@@ -38,6 +38,7 @@ def video(**options: object) -> MagiConfig:
     return tiny_config(num_frames=24 * CHUNKS, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("three_pass", [False, True])
 def test_a_pattern_of_all_steps_is_magi(three_pass: bool) -> None:
     config = video(three_pass=three_pass)
@@ -47,6 +48,7 @@ def test_a_pattern_of_all_steps_is_magi(three_pass: bool) -> None:
     assert all(torch.equal(a, b) for a, b in zip(plain, cached, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [[], [5, 4, 3, 2]])
 @pytest.mark.parametrize("three_pass", [False, True])
 @pytest.mark.parametrize("given", [0, 1, 8])

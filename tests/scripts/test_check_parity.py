@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,9 @@ from torch import Tensor
 
 from tests.loading import load_script
 from tests.paths import ROOT
+from tests.warm.start import warm_python
+
+pytestmark = pytest.mark.slow
 
 SCRIPT = ROOT / "scripts" / "check_parity.py"
 GOLDEN = ROOT / "tests" / "golden"
@@ -92,7 +94,7 @@ def unnoticed(check: Check, file: Path, case: str, keys: list[str]) -> list[str]
 def test_the_whole_checkout_passes() -> None:
     """As a user runs it, once: all other tests here take parts of the data."""
     result = subprocess.run(
-        [sys.executable, str(SCRIPT), str(GOLDEN)],
+        [warm_python(), str(SCRIPT), str(GOLDEN)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

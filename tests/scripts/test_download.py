@@ -21,6 +21,8 @@ from tests.loading import load_script
 from tests.paths import ROOT
 from tests.tiny_checkpoint import write_special_tokens, write_t5, write_vae
 
+pytestmark = pytest.mark.slow
+
 MODEL = "4.5B_distill_quant"
 VARIANT = "inference_weight.fp8.distill"
 CAPTION_WIDTH = 4096  # of the presets; the special tokens are checked against it

@@ -14,6 +14,8 @@ import torch
 from tests.loading import load_benchmark
 from tests.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:

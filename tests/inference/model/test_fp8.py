@@ -84,6 +84,7 @@ def test_every_fp8_layer_of_a_transformer_is_told() -> None:
         assert {layer.matmul for layer in layers} == {choice}
 
 
+@pytest.mark.slow
 @on_this_cpu
 def test_the_configuration_says_how_a_transformer_computes() -> None:
     config = tiny_config(fp8=True)

@@ -11,6 +11,8 @@ from tests.inference.parallel import cases
 from tests.inference.parallel.cases import CASES, Outcome, numbers, run_case
 from tests.ranks import run_ranks
 
+pytestmark = pytest.mark.slow
+
 RANKS = (2, 4)
 TOLERANCE = 1e-5
 
@@ -53,11 +55,9 @@ def test_the_cases_reuse_and_compress(alone: dict[str, Outcome]) -> None:
     assert max(len(forward.keys) for forward in alone["t2v"].forwards) == 5
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("ranks", RANKS)
-def test_the_bundled_model_agrees_with_one_process(ranks: int) -> None:
+def test_the_bundled_model_agrees_with_one_process() -> None:
     one = cases.run_bundled(ALONE)
-    for outcome in run_ranks(ranks, cases.share_bundled):
+    for outcome in run_ranks(2, cases.share_bundled):
         for name, (velocities, reuse_map, frames) in one.items():
             ours = outcome[name]
             assert ours[1] == reuse_map and sum(row.count(1) for row in reuse_map) > 5

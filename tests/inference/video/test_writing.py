@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from inference.video.reading import probe_video, read_video
 from inference.video.writing import VideoWriter, check_output_path
 from tests.paths import ROOT
+from tests.warm.start import warm_python
 
 
 def frames_of(count: int, height: int = 32, width: int = 48) -> torch.Tensor:
@@ -33,7 +33,7 @@ def write(path: Path, frames: torch.Tensor, fps: int = 24) -> VideoWriter:
 
 def run_python(code: str, *arguments: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code), *arguments],
+        [warm_python(), "-c", textwrap.dedent(code), *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
@@ -117,6 +117,7 @@ def test_an_unfinished_video_never_replaces_an_older_one(tmp_path, caplog):
     assert writer.saved_as == tmp_path / "video.mp4" and probe_video(tmp_path / "video.mp4").frames == 3
 
 
+@pytest.mark.slow
 def test_a_lock_that_ctrl_c_left_taken_stops_nothing(tmp_path):
     """Ctrl-C may interrupt the main thread in the middle of a log line, whose lock it then keeps."""
     code = """
@@ -157,6 +158,7 @@ def test_no_frame_at_all_is_an_error(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_whole_batches(tmp_path):
     """A real SIGINT, at no particular moment, while batches of 7 frames are being encoded."""
     code = """
@@ -179,6 +181,7 @@ def test_ctrl_c_leaves_whole_batches(tmp_path):
     assert os.listdir(tmp_path) == ["video.mp4"]
 
 
+@pytest.mark.slow
 def test_full_disk(tmp_path):
     """A limit on the file size makes the operating system refuse to write, as a full disk does."""
     (tmp_path / "video.mp4").write_bytes(b"an older video")

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import sys
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -16,6 +17,8 @@ from tests.loading import load_script
 from tests.ranks import run_ranks
 from tests.scripts.conftest import ROOT, Run, Start
 from tests.scripts.generate.stopped import SECONDS, assert_partial_video, stop
+
+pytestmark = pytest.mark.slow
 
 GOLDEN = ROOT / "tests" / "golden"
 WHOLE_RUNS = ("sample", "flowcache")
@@ -66,7 +69,6 @@ def test_a_changed_reference_is_noticed(tmp_path: Path) -> None:
     assert status == 1 and "MISS  sample  distill_12steps_i2v" in output
 
 
-@pytest.mark.slow
 def test_two_processes_make_the_video_of_one(generate: Run, start_process: Start, tmp_path: Path) -> None:
     assert generate("--num_frames", "96", *REUSE) == 0
     process = start_process(tmp_path / "two", "--num_frames", "96", *REUSE, *TWO)
@@ -83,11 +85,11 @@ def test_two_processes_make_the_video_of_one(generate: Run, start_process: Start
     assert (frames[0].to(torch.int16) - frames[1].to(torch.int16)).abs().float().mean() < 0.5
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the processes of torchrun in /proc")
 def test_a_killed_process_leaves_what_is_done(start_process: Start, tmp_path: Path) -> None:
+    """With processes as torchrun starts them for a user: no other test has them."""
     (tmp_path / "video.mp4").write_bytes(b"an older video")
-    process = start_process(tmp_path, "--num_frames", "9600", *TWO)
+    process = start_process(tmp_path, "--num_frames", "9600", *TWO, python=sys.executable)
     said = stop(process, signal.SIGKILL, at_step=14, to=1)
     assert process.returncode == 1, said
     assert "rank 1 has ended: the run cannot go on" in said
@@ -99,7 +101,6 @@ def test_a_killed_process_leaves_what_is_done(start_process: Start, tmp_path: Pa
     assert sidecar["frames"]["written"] >= 3 * 24 and sidecar["ranks"]["count"] == 2
 
 
-@pytest.mark.slow
 def test_ctrl_c_stops_all_and_keeps_what_is_done(start_process: Start, tmp_path: Path) -> None:
     process = start_process(tmp_path, "--num_frames", "9600", *TWO)
     said = stop(process, signal.SIGINT, at_step=14)
