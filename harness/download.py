@@ -5,7 +5,6 @@ is the hub's repository, file for file.
 """
 
 import logging
-import os
 import shutil
 import urllib.request
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
 from inference.config import REPOSITORY_ROOT, MagiConfig, load_config
+from inference.files import replacing
 from inference.model.weights import checkpoint_directory
 from inference.text.captions import SpecialTokens
 from inference.text.t5 import check_t5
@@ -129,19 +129,16 @@ def fetch_special_tokens(source: str, place: Path, width: int) -> None:
     """
     if not place.is_file():
         place.parent.mkdir(parents=True, exist_ok=True)
-        part = place.with_name(f".~{place.name}.{os.getpid()}.part")
         try:
-            with urllib.request.urlopen(source, timeout=TIMEOUT) as response, part.open("wb") as file:
-                shutil.copyfileobj(response, file)
-            SpecialTokens.load(part, width)
-            os.replace(part, place)
+            with replacing(place) as part:
+                with urllib.request.urlopen(source, timeout=TIMEOUT) as response, part.open("wb") as file:
+                    shutil.copyfileobj(response, file)
+                SpecialTokens.load(part, width)
         except OSError as error:
             raise OSError(
                 f"special_tokens.npz cannot be fetched from {source} ({error}); copy it from MAGI-1's code "
                 f"(example/assets there) to {place}"
             ) from error
-        finally:
-            part.unlink(missing_ok=True)
     SpecialTokens.load(place, width)
 
 

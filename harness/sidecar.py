@@ -3,13 +3,10 @@ picture.
 """
 
 import json
-import os
 import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ import torch
 
 from harness.methods import Method
 from inference.config import REPOSITORY_ROOT
+from inference.files import replacing
 from inference.pipeline import MagiPipeline, RunReport, Sample, sample_seed
 from inference.record import RunRecord
 from inference.video.writing import VideoWriter
@@ -39,17 +37,6 @@ def leave_report(video: Path, contents: dict[str, Any], record: RunRecord) -> No
         except OSError as error:
             reason = error.strerror or error
             raise OSError(error.errno, f"{video} was written, but not its {kind} {path}: {reason}") from error
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` that takes its name once it is complete: a reader never sees half of it."""
-    part = path.with_name(f".~{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def describe_run(

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from harness.sidecar import replacing, save_json
+from harness.sidecar import save_json
+from inference.files import replacing
 from metrics.similarity import report
 from metrics.similarity.lpips_distance import LpipsDistance
 from metrics.similarity.measures import Similarity, compare

@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from harness.arguments import parse
 from harness.methods import add_parameters, given_parameters
-from harness.sidecar import replacing
+from inference.files import replacing
 from sampling.config import PhysicsIqRun, add_settings, as_yaml, given_settings, read_run
 from sampling.job import Job, make_job
 from sampling.report import summary, write_failures

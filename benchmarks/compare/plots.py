@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from benchmarks.compare.summary import Summary
-from harness.sidecar import replacing
+from inference.files import replacing
 
 matplotlib.use("Agg")
 

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from benchmarks.compare.methods import Entry
 from benchmarks.compare.summary import Result
-from harness.sidecar import replacing, save_json
+from harness.sidecar import save_json
 from inference.config import MagiConfig, require_path
+from inference.files import replacing
 
 _KEY_LENGTH = 10
 

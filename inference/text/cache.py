@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from inference.config import resolve_path
+from inference.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -75,15 +75,11 @@ class TextCache:
         """Keep the features of ``text``. A warning where that fails: the run has them."""
         kept = {"rows": found.features[0, 0][found.mask[0].bool()].contiguous(), "mask": found.mask}
         notes = {"text": text, "encoder": self.encoder, "sha256": _content_digest(kept)}
-        path = self.path(text)
-        part = path.with_name(f".~{path.name}.{os.getpid()}.part")
         try:
-            part.write_bytes(save(kept, metadata=notes))
-            os.replace(part, path)
+            with replacing(self.path(text)) as part:
+                part.write_bytes(save(kept, metadata=notes))
         except OSError as error:
             logger.warning("caption features could not be kept: %s", error)
-        finally:
-            part.unlink(missing_ok=True)
 
     def _load(self, path: Path, text: str) -> CaptionFeatures:
         with safe_open(str(path), framework="pt") as file:

@@ -32,8 +32,9 @@ import cv2
 from tqdm import tqdm
 
 from harness.arguments import parse
-from harness.sidecar import replacing, save_json
+from harness.sidecar import save_json
 from inference.config import require_path
+from inference.files import replacing
 from metrics.physics_iq.files import Benchmark, check_generated, score_view
 from metrics.physics_iq.report import RUN_NAME, aggregate, markdown_table, official_table, summarise
 from metrics.physics_iq.scores import ViewResult

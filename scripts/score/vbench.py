@@ -24,7 +24,8 @@ from scripts.bootstrap import use_checkout
 use_checkout()
 
 from harness.arguments import parse
-from harness.sidecar import replacing, save_json
+from harness.sidecar import save_json
+from inference.files import replacing
 from metrics.vbench import DIMENSIONS, markdown_table, normalise, read_results, totals
 from sampling.config import VBenchRun
 from sampling.evaluator import (

@@ -1,15 +1,18 @@
 """Writing of videos: exact counts, reproducible files, and what remains when a run is stopped or the disk is full."""
 
 import os
+import re
 import signal
 import subprocess
 import textwrap
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
+from inference.files import hidden_beside
 from inference.video.reading import probe_video, read_video
 from inference.video.writing import VideoWriter, check_output_path
 from tests.paths import ROOT
@@ -88,7 +91,8 @@ def test_the_file_appears_when_it_is_complete(tmp_path):
     with VideoWriter(path, 24, 32, 48) as writer:
         writer.append(frames_of(100))  # x264 looks far ahead before it writes the first frame
         assert path.read_bytes() == b"an older video"
-        assert [name for name in os.listdir(path.parent) if name.startswith(".~video.")]
+        [hidden] = [name for name in os.listdir(path.parent) if name.startswith(".~")]
+        assert probe_video(path.parent / hidden).frames == 100  # a video by itself, whatever happens from here on
     assert probe_video(path).frames == 100 and os.listdir(path.parent) == ["video.mp4"]
 
 
@@ -201,9 +205,96 @@ def test_full_disk(tmp_path):
     with run_python(code, str(tmp_path / "video.mp4")) as process:
         lines = process.stdout.read().splitlines()
     assert process.returncode == 0 and len(lines) == 4
-    for line in lines:
-        assert "video.mp4 failed after" in line and "the disk is full; the partial file was removed" in line
-    assert (tmp_path / "video.mp4").read_bytes() == b"an older video" and os.listdir(tmp_path) == ["video.mp4"]
+    done = [int(re.search(r"video.mp4 failed after (\d+) frames: the disk is full", line)[1]) for line in lines]
+    assert done[0] == done[1] == 0 < done[2] < done[3] and not any(count % 12 for count in done)
+    # What was finished is kept, beside the older video, which stays as it is.
+    assert (tmp_path / "video.mp4").read_bytes() == b"an older video"
+    assert sorted(os.listdir(tmp_path)) == ["video.mp4", "video.partial.mp4"]
+    assert probe_video(tmp_path / "video.partial.mp4").frames == done[3]
+
+
+# Appends batches of six frames for ever and says so; the video's name is the argument.
+ENDLESS = """
+    import itertools, sys, torch
+    from inference.video.writing import VideoWriter
+    torch.set_num_threads(1)
+    with VideoWriter(sys.argv[1], 24, 32, 48) as writer:
+        for number in itertools.count(1):
+            writer.append(torch.full((6, 32, 48, 3), number % 256, dtype=torch.uint8))
+            print(number, flush=True)
+"""
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.007, 0.05])
+def test_a_killed_process_leaves_every_finished_batch(tmp_path, pause, caplog):
+    path = tmp_path / "video.mp4"
+    with run_python(ENDLESS, str(path)) as process:
+        for _ in range(3):
+            process.stdout.readline()
+        time.sleep(pause)
+        process.kill()
+        said = process.stdout.read().split()
+    finished = 6 * max(int(number) for number in ["3", *said])
+    [hidden] = os.listdir(tmp_path)
+    # Killed between the disk's having a batch and our saying so, there is one more.
+    assert probe_video(tmp_path / hidden).frames in (finished, finished + 6)
+    write(path, frames_of(30))
+    assert sorted(os.listdir(tmp_path)) == ["video.mp4", "video.partial.mp4"]
+    rescued = probe_video(tmp_path / "video.partial.mp4")
+    assert rescued.frames in (finished, finished + 6) and rescued.duration == pytest.approx(rescued.frames / 24)
+    assert f"an earlier run onto video.mp4 was killed: its {rescued.frames} frames are" in caplog.text
+    assert probe_video(path).frames == 30
+
+
+def test_remains_without_a_whole_fragment_are_removed(tmp_path, caplog):
+    hidden_beside(tmp_path / "video.mp4", "part.mp4").write_bytes(b"\0\0\0\x18ftypisom")
+    write(tmp_path / "video.mp4", frames_of(10))
+    assert os.listdir(tmp_path) == ["video.mp4"] and not caplog.text
+
+
+def test_a_second_run_onto_the_same_name_is_refused(tmp_path):
+    path = tmp_path / "video.mp4"
+    with run_python(ENDLESS, str(path)) as process:
+        process.stdout.readline()
+        with pytest.raises(BlockingIOError, match=r"another run is writing .*video\.mp4 at this moment"):
+            check_output_path(path)
+        check_output_path(tmp_path / "other.mp4")
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+    check_output_path(path)
+    assert probe_video(path).frames % 6 == 0 and os.listdir(tmp_path) == ["video.mp4"]
+
+
+def test_a_symbolic_link_is_followed(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "real.mp4").write_bytes(b"older")
+    (tmp_path / "video.mp4").symlink_to(tmp_path / "disk" / "real.mp4")
+    writer = write(tmp_path / "video.mp4", frames_of(12))
+    assert writer.saved_as == tmp_path / "video.mp4" and (tmp_path / "video.mp4").is_symlink()
+    assert probe_video(tmp_path / "disk" / "real.mp4").frames == 12
+    assert os.listdir(tmp_path / "disk") == ["real.mp4"]
+
+
+def test_long_names(tmp_path):
+    longest = tmp_path / ("ä" * 122 + "a" + ".mp4")  # 249 bytes; .reuse.png makes it 255
+    write(longest, frames_of(6))
+    writer = VideoWriter(longest, 24, 32, 48)
+    with pytest.raises(KeyboardInterrupt), writer:
+        writer.append(frames_of(6))
+        raise KeyboardInterrupt
+    partial = writer.saved_as
+    assert partial.name.startswith("ä" * 100) and partial.name.endswith(".partial.mp4") and partial.exists()
+    assert len(os.fsencode(partial.with_suffix(".reuse.png").name)) <= 255
+    with pytest.raises(OSError, match=r"is too long: with \.reuse\.png .* it has 256 bytes, and .* takes 255; shorten"):
+        check_output_path(tmp_path / ("a" * 246 + ".mp4"))
+
+
+def test_lossless_keeps_every_value(tmp_path):
+    frames = torch.randint(0, 256, (13, 32, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with VideoWriter(tmp_path / "video.mp4", 24, 32, 48, lossless=True) as writer:
+        for part in frames.split(5):
+            writer.append(part)
+    assert torch.equal(read_video(tmp_path / "video.mp4", 24, 32, 48), frames)
 
 
 def test_output_path(tmp_path):

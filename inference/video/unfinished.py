@@ -1,0 +1,98 @@
+"""The file that a video is until it is complete: beside it, hidden, locked by whoever writes it.
+
+It holds whole fragments only, each of them on the disk before the next one is made, so that whatever ends the process
+leaves a video of the chunks that were finished. The next run onto the same name finds it.
+"""
+
+import fcntl
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+import av
+
+from inference.files import hidden_beside
+from inference.video.fragments import to_plain
+
+
+class UnfinishedVideo:
+    """Opened for ``path``; empty, and ours alone until ``close``.
+
+    Raises BlockingIOError where another process is writing the same video.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = hidden_beside(path, "part.mp4")
+        self._file = _locked(self.path, path)
+
+    def rescue(self, destination: Path) -> int:
+        """Keep what a dead process left as ``destination``, and begin anew; gives the number of frames kept."""
+        frames = 0
+        if self.path.stat().st_size:
+            with suppress(av.error.FFmpegError):  # not one whole fragment
+                frames = make_plain(self.path, destination)
+            self._file.truncate(0)
+            self._file.seek(0)
+        return frames
+
+    def add(self, fragment: bytes) -> None:
+        """Append a fragment and wait until the disk has it; where that fails, what was there before stays whole."""
+        start = self._file.tell()
+        try:
+            left = memoryview(fragment)
+            while left:
+                left = left[self._file.write(left) :]
+            os.fsync(self._file.fileno())
+        except OSError:
+            with suppress(OSError):
+                self._file.truncate(start)
+                self._file.seek(start)
+            raise
+
+    def become(self, destination: Path) -> None:
+        """Give the file its name as it is."""
+        os.replace(self.path, destination)
+
+    def leave(self) -> None:
+        """Let go of the file, as it is."""
+        self._file.close()
+
+    def close(self) -> None:
+        """Let go of the file, and remove it where it has not got its name."""
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno())):
+                self.path.unlink()
+        self._file.close()
+
+
+def make_plain(source: Path, destination: Path) -> int:
+    """Write the packets of ``source`` to a plain mp4 that appears as ``destination``; gives the number of frames."""
+    whole = hidden_beside(destination, "whole.mp4")
+    try:
+        frames = to_plain(source, whole)
+        with whole.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(whole, destination)
+    finally:
+        whole.unlink(missing_ok=True)
+    return frames
+
+
+def _locked(hidden: Path, path: Path) -> IO[bytes]:
+    while True:
+        file = os.fdopen(os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b", buffering=0)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise BlockingIOError(
+                error.errno, f"another run is writing {path} at this moment; wait for it, or name another output"
+            ) from None
+        except OSError:
+            return file  # a file system without locks
+        # Whoever had the lock may have given the file its name between our opening and our locking it.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(hidden), os.fstat(file.fileno())):
+                return file
+        file.close()
