@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from harness.device import choose_device
+from harness.signals import STOPPING
 from inference.config import MagiConfig
 from inference.parallel.launch import check_ranks
 
@@ -74,6 +75,6 @@ def undisturbed_end() -> Iterator[None]:
         yield
     except BaseException:
         if launched_rank() is not None:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in STOPPING:
                 signal.signal(number, signal.SIG_IGN)
         raise

@@ -15,6 +15,7 @@ import matplotlib
 import torch
 
 from harness.methods import Method
+from harness.outputs import PICTURE_MARK
 from inference.config import REPOSITORY_ROOT
 from inference.files import replacing
 from inference.pipeline import MagiPipeline, RunReport, Sample, sample_seed
@@ -30,13 +31,18 @@ matplotlib.use("Agg")
 def leave_report(video: Path, contents: dict[str, Any], record: RunRecord) -> None:
     """Write the sidecar and the reuse map beside ``video``; OSError where that fails, which leaves the video alone."""
     title = f"{Path(contents['method']['source']).stem}: {record.share_reused:.0%} reused"
-    for path, kind in ((video.with_suffix(".json"), "sidecar"), (video.with_suffix(".reuse.png"), "reuse map")):
+    for path, kind in zip(report_paths(video), ("sidecar", "reuse map"), strict=True):
         try:
             with replacing(path) as part:
                 write_json(part, contents) if kind == "sidecar" else draw_reuse_map(part, record, title)
         except OSError as error:
             reason = error.strerror or error
             raise OSError(error.errno, f"{video} was written, but not its {kind} {path}: {reason}") from error
+
+
+def report_paths(video: Path) -> tuple[Path, Path]:
+    """Where the sidecar and the picture of ``video`` stand."""
+    return video.with_suffix(".json"), video.with_suffix(".reuse.png")
 
 
 def describe_run(
@@ -130,6 +136,6 @@ def draw_reuse_map(path: Path, record: RunRecord, title: str) -> None:
         legend.append(Patch(color="#c00000", label="cache compressed"))
     axes.legend(handles=legend, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     try:
-        figure.savefig(path, dpi=110, format="png")
+        figure.savefig(path, dpi=110, format="png", metadata=PICTURE_MARK)
     finally:
         plt.close(figure)

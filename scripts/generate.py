@@ -15,7 +15,6 @@ of underscores.
 import argparse
 import logging
 import re
-import signal
 import sys
 import time
 from pathlib import Path
@@ -38,7 +37,9 @@ from harness.device import set_threads
 from harness.launch import launched_rank, own_device, share_among, undisturbed_end
 from harness.memory.flags import add_memory_flags, given_switches
 from harness.methods import Method, add_parameters, given_parameters, read_method
-from harness.sidecar import describe_run, leave_report
+from harness.outputs import numbered, refuse_foreign_report, refuse_inputs
+from harness.sidecar import describe_run, leave_report, report_paths
+from harness.signals import stop_like_ctrl_c, undisturbed
 from inference.config import MagiConfig, load_config, resolve_path
 from inference.model.weights import WeightsError
 from inference.parallel.group import RankLostError
@@ -47,12 +48,13 @@ from inference.pipeline import MagiPipeline, RunReport, Sample, plan, usable_pre
 from inference.schedule import Schedule
 from inference.text.cleaning import clean_caption
 from inference.video.reading import read_image, read_video
-from inference.video.writing import VideoWriter, check_output_path
+from inference.video.writing import VideoWriter, check_output_path, partial_path
 
 logger = logging.getLogger("generate")
 
 RUNTIME_FLAGS = ("seed", "num_frames", "num_steps", "video_size_h", "video_size_w")
 INPUTS = ("mode", "config_file", "method_config", "image_path", "prefix_video_path")
+FILES = ("config_file", "method_config", "calibration", "image_path", "prefix_video_path")
 # Its thread would wait for ever for the bar's lock where Ctrl-C interrupts the main thread while it holds it.
 tqdm.monitor_interval = 0
 
@@ -63,8 +65,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = parse_arguments(argv)
     configure_logging(args.quiet)
-    # A terminated run ends like an interrupted one: what is finished stays, as a playable file.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A terminated run, or one whose connection is lost, ends like an interrupted one: what is finished stays.
+    stop_like_ctrl_c()
     try:
         generate(args, argv)
         return 0
@@ -109,6 +111,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--output_path", default="outputs/video.mp4", help="where the video goes (default: %(default)s)"
     )
+    parser.add_argument("--no_overwrite", action="store_true", help="number the output where its name is taken")
+    parser.add_argument("--lossless", action="store_true", help="keep every RGB value (x264 qp 0): for metrics")
     parser.add_argument(
         "--sample_id",
         default="0",
@@ -160,7 +164,7 @@ def generate(args: argparse.Namespace, argv: list[str]) -> None:
     device = own_device(args.device)
     set_threads(args.threads, config)
     if not launched_rank():
-        check_output_path(args.output_path)
+        check_output(args)
     clean_caption(args.prompt)  # refuses what is no text
     sample = Sample(args.prompt, read_prefix(args, config), args.sample_id)
     prefix_frames = 0 if sample.prefix is None else len(usable_prefix(config, sample.prefix))
@@ -178,6 +182,21 @@ def generate(args: argparse.Namespace, argv: list[str]) -> None:
         else:
             for _ in pipeline.frames(sample, reuse=method.make_reuse(), make_cache=method.make_cache):
                 pass  # the first rank writes them
+
+
+def check_output(args: argparse.Namespace) -> None:
+    """Refuse what cannot be written or must not be replaced, and say what will be."""
+    if args.no_overwrite:
+        args.output_path = str(numbered(Path(args.output_path)))
+    video = check_output_path(args.output_path)
+    given = {name: getattr(args, name) for name in FILES}
+    inputs = {name: None if path is None else resolve_path(path) for name, path in given.items()}
+    for name in (video, partial_path(video)):
+        sidecar, picture = report_paths(name)
+        refuse_inputs((name, sidecar, picture), inputs)
+        refuse_foreign_report(sidecar, picture)
+    if video.exists():
+        logger.info("%s exists; it stays until the new one is complete, and is replaced then (--no_overwrite)", video)
 
 
 def resolve_method(args: argparse.Namespace) -> tuple[Method, MagiConfig]:
@@ -212,16 +231,30 @@ def leave_video(
 ) -> None:
     """The video, and beside it what describes the run."""
     runtime = pipeline.config.runtime
-    writer = VideoWriter(args.output_path, runtime.fps, runtime.video_size_h, runtime.video_size_w)
+    size = (runtime.video_size_h, runtime.video_size_w)
+    writer = VideoWriter(args.output_path, runtime.fps, *size, lossless=args.lossless)
     try:
         write_video(pipeline, method, sample, report, writer, steps, args.quiet)
     finally:
         # A run that was stopped or failed is described as well, as far as it came.
-        if writer.saved_as is not None:
-            inputs = {name: getattr(args, name) for name in INPUTS}
-            contents = {"inputs": inputs} | describe_run(pipeline, method, sample, report, writer)
-            leave_report(writer.saved_as, contents, report.record)
-            summarise(writer.saved_as, contents)
+        with undisturbed():
+            leave_description(args, pipeline, method, sample, report, writer)
+
+
+def leave_description(
+    args: argparse.Namespace,
+    pipeline: MagiPipeline,
+    method: Method,
+    sample: Sample,
+    report: RunReport,
+    writer: VideoWriter,
+) -> None:
+    """The sidecar and the picture of what was written, if anything was."""
+    if writer.saved_as is not None:
+        inputs = {name: getattr(args, name) for name in INPUTS}
+        contents = {"inputs": inputs} | describe_run(pipeline, method, sample, report, writer)
+        leave_report(writer.saved_as, contents, report.record)
+        summarise(writer.saved_as, contents)
 
 
 def write_video(
