@@ -26,9 +26,7 @@ def test_foreign_files_are_not_replaced(tmp_path: Path) -> None:
     refuse_foreign_report(sidecar, picture)
     for foreign in ("{}", "no json", "[" * 100_000, json.dumps({"video": 1, "reuse_map": 2})):
         sidecar.write_text(foreign, encoding="utf-8")
-        with pytest.raises(
-            ValueError, match=r"video\.json would be replaced by the run's sidecar, but no run has left"
-        ):
+        with pytest.raises(ValueError, match=r"video\.json would be replaced by the run's sidecar, but no run"):
             refuse_foreign_report(sidecar, picture)
     sidecar.unlink()
     Image.new("RGB", (4, 4)).save(picture)

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 
+from harness.signals import STOPPING
 from tests.loading import load_script
 from tests.paths import ROOT
 from tests.warm.start import warm_python
@@ -27,14 +28,15 @@ def script() -> ModuleType:
 @pytest.fixture
 def generate(script: ModuleType, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Run]:
     """Call the script's main with the tiny model and ``tmp_path/out/video.mp4``; later flags win. Gives the status."""
-    terminate = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in STOPPING}
     caplog.set_level("INFO")
 
     def run(*flags: str) -> int:
         return script.main(defaults(checkpoint, tmp_path / "out") + list(flags))
 
     yield run
-    signal.signal(signal.SIGTERM, terminate)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from inference.text.t5 import T5_FOLDER
+from inference.video.reading import probe_video
 from inference.video.writing import VideoWriter
 from tests.scripts.conftest import Run, Start
 
@@ -35,6 +36,7 @@ def refuse(
         assert generate(*flags) == 1
         assert os.listdir(older.parent) == ["video.mp4"] and older.read_bytes() == b"an older video"
         errors = [record for record in caplog.records if record.levelname == "ERROR"]
+        caplog.clear()
         assert len(errors) == 1 and errors[0].exc_info is None
         return errors[0].getMessage()
 
@@ -166,6 +168,31 @@ def test_an_output_folder_without_permission(refuse: Refuse, tmp_path: Path) -> 
     assert f"cannot write to the output folder {folder}" in refuse("--output_path", str(folder / "video.mp4"))
 
 
+def test_no_input_is_ever_an_output(refuse: Refuse, tmp_path: Path, checkpoint_copy: Path) -> None:
+    config, clip, picture = checkpoint_copy / "distill.json", tmp_path / "clip.mp4", tmp_path / "u.reuse.png"
+    still_clip(clip, 24)
+    Image.new("RGB", (48, 32)).save(picture)
+    for video, *flags in (
+        (config.with_suffix(".mp4"), "--config_file", str(config)),
+        (clip, "--mode", "v2v", "--prefix_video_path", str(clip)),
+        (tmp_path / "u.mp4", "--mode", "i2v", "--image_path", str(picture)),
+    ):
+        given = Path(flags[-1])
+        before = given.read_bytes()
+        message = refuse(*flags, "--output_path", str(video))
+        assert f"{given} would be written, but it is the input of {flags[-2]}; name another output" in message
+        assert given.read_bytes() == before
+
+
+def test_a_file_of_the_users_is_not_replaced(refuse: Refuse, tmp_path: Path) -> None:
+    for name, kind in {"notes.json": "sidecar", "notes.reuse.png": "picture"}.items():
+        (tmp_path / name).write_bytes(b"[1, 2, 3]")
+        message = refuse("--output_path", str(tmp_path / "notes.mp4"))
+        assert f"{tmp_path / name} would be replaced by the run's {kind}, but no run has left it" in message
+        assert (tmp_path / name).read_bytes() == b"[1, 2, 3]"
+        (tmp_path / name).unlink()
+
+
 def without_a_tensor(root: Path) -> str:
     file = root / "magi" / "inference_weight.distill" / "model.safetensors"
     tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
@@ -229,6 +256,10 @@ def test_full_disk(start_process: Start, tmp_path: Path) -> None:
     _, errors = process.communicate()
     assert process.returncode == 1, errors.decode()
     lines = [line for line in errors.decode().splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and "the disk is full; the partial file was removed" in lines[0]
+    failed = re.search(r"video\.mp4 failed after (\d+) frames: the disk is full$", lines[0])
+    assert len(lines) == 1 and failed is not None
     assert "Traceback" not in errors.decode()
-    assert os.listdir(tmp_path) == ["video.mp4"] and (tmp_path / "video.mp4").read_bytes() == b"an older video"
+    kept = sorted(f"video.partial.{ending}" for ending in ("json", "mp4", "reuse.png"))
+    assert sorted(os.listdir(tmp_path)) == ["video.mp4", *kept]
+    assert (tmp_path / "video.mp4").read_bytes() == b"an older video"
+    assert probe_video(tmp_path / "video.partial.mp4").frames == int(failed[1]) > 0
