@@ -33,7 +33,7 @@ def start(video: Path, frames: int) -> subprocess.Popen[bytes]:
 
 
 def kill_once(folder: Path, delay: float) -> tuple[int, str]:
-    """Whole chunks left by a run that is killed ``delay`` seconds after its first one, and what is wrong, if anything."""
+    """Whole chunks left by a run killed ``delay`` seconds after its first one, and what is wrong, if anything."""
     video = folder / "video.mp4"
     hidden = hidden_beside(video, "part.mp4")
     process = start(video, 100_000)

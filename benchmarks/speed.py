@@ -8,6 +8,7 @@ operations.
 
 import argparse
 import json
+import logging
 import statistics
 import sys
 import time
@@ -19,8 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from transformers.utils.logging import disable_progress_bar
 
+from harness.arguments import parse
 from harness.device import choose_device, set_threads
 from harness.methods import Method, read_method
+from harness.program import make_parser, run_program
 from harness.sidecar import commit, describe_device, save_json
 from inference.config import load_config
 from inference.pipeline import MagiPipeline, RunReport, Sample
@@ -30,7 +33,12 @@ PROMPT = "a big red ball bounces up and down in the sky"
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    disable_progress_bar()
+    return run_program(parse_arguments, measure, argv, level=logging.WARNING)
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = make_parser(__doc__)
     parser.add_argument("--config_file", default="configs/model/nano.json")
     parser.add_argument("--baseline", default="configs/method/none.yaml", help="method file (default: %(default)s)")
     parser.add_argument(
@@ -43,16 +51,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, help="CPU threads (default: as in scripts/generate.py)")
     parser.add_argument("--output", type=Path, help="write the result as JSON to this file")
-    args = parser.parse_args(argv)
+    args = parse(parser, argv)
     if args.repeats < 1:
         parser.error(f"--repeats must be at least 1, got {args.repeats}")
-    disable_progress_bar()
+    return args
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Compare, write and print."""
     result = compare(args)
     if args.output:
         save_json(args.output, result)
     print(describe(result))
     print(json.dumps(result))  # the last line is for machines
-    return 0
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from inference.config import REPOSITORY_ROOT
+from inference.errors import ExpectedError
 from metrics.vbench import RESULTS_SUFFIX
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ and, for object_class, multiple_objects, color and spatial_relationship, detectr
 --evaluator names a vbench command elsewhere"""
 
 
-class EvaluatorError(RuntimeError):
+class EvaluatorError(ExpectedError):
     """The evaluator is not there, or gave no result."""
 
 

@@ -30,6 +30,7 @@ from harness.arguments import parse
 from harness.calibration.files import Calibration, calibration_path, conditions_of
 from harness.calibration.making import calibrate, count_videos
 from harness.device import choose_device, set_threads
+from harness.program import make_parser, run_program
 from harness.sidecar import commit, describe_device, save_json
 from inference.config import MagiConfig, load_config, resolve_path
 from inference.pipeline import MagiPipeline
@@ -39,7 +40,12 @@ _SHARES = (1 / 16, 3 / 32, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    disable_progress_bar()
+    return run_program(parse_arguments, run, argv, level=logging.WARNING)
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = make_parser(__doc__)
     parser.add_argument("--config_file", default="configs/model/nano.json", help="model (default: %(default)s)")
     parser.add_argument("--num_steps", type=int, help="denoising steps (default: the configuration's)")
     parser.add_argument("--num_frames", type=int, default=96, help="frames of a video (default: %(default)s)")
@@ -51,15 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="where to write (default: configs/calibration/MODEL_STEPS.json)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, help="CPU threads (default: as in scripts/generate.py)")
-    args = parse(parser, sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    disable_progress_bar()
-    try:
-        run(args)
-        return 0
-    except (OSError, ValueError) as error:
-        logging.error("error: %s", error)
-        return 1
+    return parse(parser, argv)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -39,6 +39,7 @@ from harness.model_check import (
     describe_work,
     suggestions,
 )
+from harness.program import make_parser, run_program
 from inference.config import load_config
 from inference.placement.residency import free_bytes
 
@@ -47,22 +48,11 @@ MARKS = {True: "ok", False: "NO", None: ""}
 
 
 def main(argv: list[str] | None = None) -> int:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    args = parse_arguments(sys.argv[1:] if argv is None else argv)
-    try:
-        return 0 if report(args) else 1
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return run_program(parse_arguments, lambda args: 0 if report(args) else 1, argv, level=logging.WARNING)
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s CONFIG [--memory_gb GB] [--method_config FILE] [...]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser(__doc__, "%(prog)s CONFIG [--memory_gb GB] [--method_config FILE] [...]")
     parser.add_argument("config", help="model configuration, MAGI-1's JSON format")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
     parser.add_argument("--memory_gb", type=float, metavar="GB", help="as if a GPU with so much free memory were here")

@@ -32,31 +32,17 @@ from harness.download import (
     needed_paths,
     placed,
 )
+from harness.program import make_parser, run_program
 from inference.config import REPOSITORY_ROOT
-from inference.model.weights import WeightsError
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_arguments(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    try:
-        download(args)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
-    except (OSError, ValueError, WeightsError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    again = "stopped; the same command goes on"
+    return run_program(parse_arguments, download, argv, level=logging.WARNING, stopped=again)
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s MODEL [MODEL ...] [--dry_run] [--local_dir FOLDER] [...]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser(__doc__, "%(prog)s MODEL [MODEL ...] [--dry_run] [--local_dir FOLDER] [...]")
     parser.add_argument("models", nargs="+", choices=models(), metavar="MODEL", help=", ".join(models()))
     parser.add_argument("--dry_run", action="store_true", help="list the files and their sizes, fetch nothing")
     parser.add_argument(

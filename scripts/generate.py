@@ -14,7 +14,6 @@ of underscores.
 
 import argparse
 import logging
-import re
 import sys
 import time
 from pathlib import Path
@@ -38,11 +37,10 @@ from harness.launch import launched_rank, own_device, share_among, undisturbed_e
 from harness.memory.flags import add_memory_flags, given_switches
 from harness.methods import Method, add_parameters, given_parameters, read_method
 from harness.outputs import numbered, refuse_foreign_report, refuse_inputs
+from harness.program import make_parser, run_program
 from harness.sidecar import describe_run, leave_report, report_paths
 from harness.signals import stop_like_ctrl_c, undisturbed
 from inference.config import MagiConfig, load_config, resolve_path
-from inference.model.weights import WeightsError
-from inference.parallel.group import RankLostError
 from inference.parallel.launch import context_parallel
 from inference.pipeline import MagiPipeline, RunReport, Sample, plan, usable_prefix
 from inference.schedule import Schedule
@@ -58,42 +56,19 @@ FILES = ("config_file", "method_config", "calibration", "image_path", "prefix_vi
 # Its thread would wait for ever for the bar's lock where Ctrl-C interrupts the main thread while it holds it.
 tqdm.monitor_interval = 0
 
-INTERRUPTED = 130  # what a shell reports of a program stopped by Ctrl-C
-
 
 def main(argv: list[str] | None = None) -> int:
+    # Of several processes each gets the arguments that the first was started with.
     argv = sys.argv[1:] if argv is None else argv
-    args = parse_arguments(argv)
-    configure_logging(args.quiet)
     # A terminated run, or one whose connection is lost, ends like an interrupted one: what is finished stays.
     stop_like_ctrl_c()
-    try:
-        generate(args, argv)
-        return 0
-    except KeyboardInterrupt:
-        logger.error("stopped")
-        return INTERRUPTED
-    except (OSError, ValueError, WeightsError, RankLostError, torch.OutOfMemoryError) as error:
-        logger.error("error: %s", re.sub(r"^\[Errno \d+\] ", "", str(error)))
-        return 1
-
-
-def configure_logging(quiet: bool) -> None:
-    """To the terminal; of several processes only the first says more than what went wrong."""
-    rank = launched_rank()
-    level = logging.ERROR if rank else logging.WARNING if quiet else logging.INFO
-    logging.basicConfig(level=level, format=f"rank {rank}: %(message)s" if rank else "%(message)s", stream=sys.stderr)
     disable_progress_bar()
-    for noisy in ("httpx", "transformers", "matplotlib", "PIL"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    return run_program(parse_arguments, lambda args: generate(args, argv), argv)
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s --prompt PROMPT [--mode {t2v,i2v,v2v}] [--method_config FILE] [--output_path FILE] [...]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = make_parser(
+        __doc__, "%(prog)s --prompt PROMPT [--mode {t2v,i2v,v2v}] [--method_config FILE] [--output_path FILE] [...]"
     )
     parser.add_argument(
         "--config_file",

@@ -13,7 +13,6 @@ difference) go into the folder --output_path.
 
 import argparse
 import logging
-import re
 import sys
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from tqdm import tqdm
 
 from harness.arguments import parse
 from harness.device import choose_device
+from harness.program import make_parser, run_program
 from harness.similarity import Compared, check_pairs, compare_pair, write_results
 from metrics.similarity.lpips_distance import LpipsDistance, LpipsUnavailable, load_lpips
 from metrics.similarity.report import table
@@ -35,13 +35,13 @@ from metrics.similarity.video_pairs import pair_up
 
 logger = logging.getLogger("metric")
 
-INTERRUPTED = 130  # what a shell reports of a program stopped by Ctrl-C
-
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    return run_program(parse_arguments, measure, argv)
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = make_parser(__doc__)
     parser.add_argument("original", type=Path, metavar="ORIGINAL", help="video file, or folder of videos")
     parser.add_argument("generated", type=Path, metavar="GENERATED", help="video file, or folder with the same names")
     parser.add_argument(
@@ -55,17 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--no_lpips", action="store_true", help="leave LPIPS out")
     parser.add_argument("--batch", type=int, default=8, help="frames at a time (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
-    args = parse(parser, sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        measure(args)
-        return 0
-    except KeyboardInterrupt:
-        logger.error("stopped")
-        return INTERRUPTED
-    except (OSError, ValueError, torch.OutOfMemoryError) as error:
-        logger.error("error: %s", re.sub(r"^\[Errno \d+\] ", "", str(error)))
-        return 1
+    return parse(parser, argv)
 
 
 def measure(args: argparse.Namespace) -> None:

@@ -36,6 +36,7 @@ from tqdm import tqdm
 
 from harness.arguments import parse
 from harness.methods import add_parameters, given_parameters
+from harness.program import make_parser, run_program
 from inference.files import replacing
 from sampling.config import PhysicsIqRun, add_settings, as_yaml, given_settings, read_run
 from sampling.job import Job, make_job
@@ -44,39 +45,29 @@ from sampling.verify import Finding, check_sample, of_kind, unlisted_videos, ver
 
 logger = logging.getLogger("sample")
 
-INTERRUPTED = 130
 MOST_CPU_WORKERS = 4
 # Restarts of the whole group, which a lost machine or a killed guard causes; a dead worker does not.
 GROUP_RESTARTS = 10
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_arguments(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("torch").setLevel(logging.WARNING)
-    try:
-        overrides = given_settings(args) | {"method_overrides": given_parameters(args)}
-        job = make_job(read_run(args.config, overrides))
-        if args.dry_run:
-            return list_samples(job)
-        prepare(job, args.remake)
-        distribute(job, args)
-        return conclude(job)
-    except (KeyboardInterrupt, SignalException):
-        logger.error("stopped; the same command goes on from here")
-        return INTERRUPTED
-    except (OSError, ValueError) as error:
-        logger.error("error: %s", error)
-        return 1
+    again = "stopped; the same command goes on from here"
+    return run_program(parse_arguments, make_samples, argv, stopped=again, stops=(KeyboardInterrupt, SignalException))
+
+
+def make_samples(args: argparse.Namespace) -> int:
+    """Make what is missing of a run, and say what is there; the exit status."""
+    overrides = given_settings(args) | {"method_overrides": given_parameters(args)}
+    job = make_job(read_run(args.config, overrides))
+    if args.dry_run:
+        return list_samples(job)
+    prepare(job, args.remake)
+    distribute(job, args)
+    return conclude(job)
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s CONFIG [--dry_run] [--SETTING VALUE ...]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser(__doc__, "%(prog)s CONFIG [--dry_run] [--SETTING VALUE ...]")
     parser.add_argument("config", metavar="CONFIG", help="sampling configuration (YAML), see configs/sample/")
     parser.add_argument("--dry_run", action="store_true", help="list every file, with counts, and make nothing")
     parser.add_argument(

@@ -13,7 +13,6 @@ as it is made: the same command again goes on where it was stopped.
 
 import argparse
 import logging
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -21,7 +20,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers.utils.logging import disable_progress_bar
@@ -32,39 +30,27 @@ from benchmarks.compare.run import Runner, held_out, planned
 from benchmarks.compare.store import Store, weights_digest
 from harness.arguments import parse
 from harness.device import choose_device, set_threads
+from harness.program import make_parser, run_program
 from harness.sidecar import describe_device
 from inference.config import MagiConfig
-from inference.model.weights import WeightsError
 from inference.pipeline import MagiPipeline
 from metrics.similarity.lpips_distance import LpipsDistance, LpipsUnavailable, load_lpips
 
 logger = logging.getLogger("compare")
 
-INTERRUPTED = 130  # what a shell reports of a program stopped by Ctrl-C
 QUICK, FULL = "configs/compare/quick.yaml", "configs/compare/full.yaml"
 OVERRIDES = ("config_file", "calibration", "num_frames", "num_steps", "held_out_set", "prompts", "seeds")
 
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    args = parse_arguments(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "transformers", "matplotlib", "PIL"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
     disable_progress_bar()
-    try:
-        compare(args, argv)
-        return 0
-    except KeyboardInterrupt:
-        logger.error("stopped; the same command goes on from here")
-        return INTERRUPTED
-    except (OSError, ValueError, WeightsError, torch.OutOfMemoryError) as error:
-        logger.error("error: %s", re.sub(r"^\[Errno \d+\] ", "", str(error)))
-        return 1
+    again = "stopped; the same command goes on from here"
+    return run_program(parse_arguments, lambda args: compare(args, argv), argv, stopped=again)
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--comparison", default=FULL, help="what is compared, YAML (default: %(default)s)")
     chosen.add_argument("--quick", action="store_const", const=QUICK, dest="comparison", help=f"short for {QUICK}")

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from inference.config import MagiConfig, require_path
+from inference.errors import ExpectedError
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ _VARIANTS = {
 }
 
 
-class WeightsError(RuntimeError):
+class WeightsError(ExpectedError):
     """A checkpoint that is absent, damaged or not the one the module needs."""
 
 

@@ -14,10 +14,12 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from inference.errors import ExpectedError
+
 T = TypeVar("T")
 
 
-class RankLostError(RuntimeError):
+class RankLostError(ExpectedError):
     """The other ranks cannot be reached any more, so the run cannot go on."""
 
 

@@ -8,7 +8,6 @@ evaluator may take for samples. The exit status is 0 only if all of that holds.
 """
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
@@ -22,30 +21,29 @@ from tqdm import tqdm
 
 from harness.arguments import parse
 from harness.methods import add_parameters, given_parameters
+from harness.program import make_parser, run_program
 from sampling.config import add_settings, given_settings, read_run
 from sampling.job import make_job
 from sampling.verify import unlisted_videos, verify
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s CONFIG [--SETTING VALUE ...]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    return run_program(parse_arguments, look, argv)
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = make_parser(__doc__, "%(prog)s CONFIG [--SETTING VALUE ...]")
     parser.add_argument("config", metavar="CONFIG", help="sampling configuration (YAML)")
     add_settings(parser)
     add_parameters(parser)
-    args = parse(parser, sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        job = make_job(read_run(args.config, given_settings(args) | {"method_overrides": given_parameters(args)}))
-        with tqdm(total=len(job.tasks), unit="file", dynamic_ncols=True) as bar:
-            findings = verify(job, on_sample=bar.update)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return parse(parser, argv)
+
+
+def look(args: argparse.Namespace) -> int:
+    """Look at every file and print what is wrong, a line each; the exit status."""
+    job = make_job(read_run(args.config, given_settings(args) | {"method_overrides": given_parameters(args)}))
+    with tqdm(total=len(job.tasks), unit="file", dynamic_ncols=True) as bar:
+        findings = verify(job, on_sample=bar.update)
     for finding in findings:
         print(finding.kind, job.output / finding.task.path, finding.reason, sep="\t")
     unlisted = list(unlisted_videos(job))

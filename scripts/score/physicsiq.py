@@ -32,6 +32,7 @@ import cv2
 from tqdm import tqdm
 
 from harness.arguments import parse
+from harness.program import make_parser, run_program
 from harness.sidecar import save_json
 from inference.config import require_path
 from inference.files import replacing
@@ -62,22 +63,12 @@ class Videos:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_arguments(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        print(score(find_videos(args), args.processes), end="")
-        return 0
-    except (OSError, ValueError) as error:
-        logger.error("error: %s", error)
-        return 1
+    return run_program(parse_arguments, lambda args: print(score(find_videos(args), args.processes), end=""), argv)
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s CONFIG | --generated DIR [DIR ...] --data DIR [--layout {original,verified}] [...]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = make_parser(
+        __doc__, "%(prog)s CONFIG | --generated DIR [DIR ...] --data DIR [--layout {original,verified}] [...]"
     )
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="sampling configuration (YAML)")
     parser.add_argument("--generated", nargs="+", metavar="DIR", help="folders of videos, instead of a configuration")

@@ -24,6 +24,7 @@ from scripts.bootstrap import use_checkout
 use_checkout()
 
 from harness.arguments import parse
+from harness.program import make_parser, run_program
 from harness.sidecar import save_json
 from inference.files import replacing
 from metrics.vbench import DIMENSIONS, markdown_table, normalise, read_results, totals
@@ -32,7 +33,6 @@ from sampling.evaluator import (
     FILTERED,
     INDICES,
     Evaluation,
-    EvaluatorError,
     check_counts,
     earlier_evaluation,
     evaluate,
@@ -45,22 +45,12 @@ logger = logging.getLogger("score_vbench")
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_arguments(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        print(score(args), end="")
-        return 0
-    except (OSError, ValueError, EvaluatorError) as error:
-        logger.error("error: %s", error)
-        return 1
+    return run_program(parse_arguments, lambda args: print(score(args), end=""), argv)
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s CONFIG [--evaluator FILE] [--scores_folder DIR] [--ngpus N] [--again] [--no_static_filter]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = make_parser(
+        __doc__, "%(prog)s CONFIG [--evaluator FILE] [--scores_folder DIR] [--ngpus N] [--again] [--no_static_filter]"
     )
     parser.add_argument("config", metavar="CONFIG", help="sampling configuration (YAML)")
     parser.add_argument("--evaluator", metavar="FILE", help="the vbench command (default: downloads/vbench/bin/vbench)")
