@@ -16,12 +16,11 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from flowcache.scoring import block_rows
 from inference.kv_cache import KVGeometry
 
 # Share of the queries' mean square that is added to keep the fit of u well posed.
 RIDGE = 1e-3
-# Distances of one block of tokens to all that are kept, in elements: 64 MiB in float32.
-BLOCK_ELEMENTS = 16 * 2**20
 
 
 class TokenMerger:
@@ -92,12 +91,23 @@ def merge_tokens(tokens: Tensor, counts: Tensor, kept: Tensor, head_width: int) 
         head_width: d.
     """
     nearest = nearest_kept(tokens, kept, head_width)  # (G, L)
-    weight = counts.T
-    index = nearest[..., None].expand(-1, -1, tokens.shape[-1])
-    sums = tokens.new_zeros(*kept.shape, tokens.shape[-1])
-    sums.scatter_add_(1, index, rearrange(tokens, "l g d -> g l d") * weight[..., None])
-    totals = weight.new_zeros(kept.shape).scatter_add_(1, nearest, weight)
+    weight = counts.T.contiguous()
+    sums = sums_by_place(rearrange(tokens, "l g d -> g l d") * weight[..., None], nearest, kept.shape[1])
+    totals = sums_by_place(weight, nearest, kept.shape[1])
     return rearrange(sums / totals[..., None], "g m d -> m g d"), totals.T.contiguous()
+
+
+def sums_by_place(values: Tensor, place: Tensor, places: int) -> Tensor:
+    """Sums (G, places, ...) of all ``values`` (G, L, ...) that have the same ``place`` (G, L), in ascending order.
+
+    Not ``scatter_add_``: on a GPU that adds in the order in which threads arrive, so no two runs would be equal.
+    """
+    ordered, order = place.sort(dim=1, stable=True)
+    edges = torch.arange(places + 1, device=place.device).expand(len(place), -1).contiguous()
+    offsets = torch.searchsorted(ordered, edges)
+    wide = order.view(*order.shape, *[1] * (values.ndim - 2)).expand_as(values)
+    # Unsafe is the check of the offsets, for which the host would wait.
+    return torch.segment_reduce(values.gather(1, wide), "sum", offsets=offsets, axis=1, unsafe=True)
 
 
 def nearest_kept(tokens: Tensor, kept: Tensor, head_width: int) -> Tensor:
@@ -108,7 +118,14 @@ def nearest_kept(tokens: Tensor, kept: Tensor, head_width: int) -> Tensor:
     halves = rearrange(tokens, "l g (two d) -> g l two d", d=head_width)
     features = (halves / halves.std(dim=(1, 3), keepdim=True).clamp_min(1e-12)).flatten(2)
     chosen = features.gather(1, kept[..., None].expand(-1, -1, features.shape[-1]))
-    block = max(1, BLOCK_ELEMENTS // kept.numel())
-    nearest = torch.cat([torch.cdist(part, chosen).argmin(dim=-1) for part in features.split(block, dim=1)], dim=1)
+    # |x - y| is least where x . y - |y|^2 / 2 is largest: one product, and nothing else of that size.
+    half_squares = chosen.square().sum(dim=-1)[:, None] / 2
+    nearest = torch.cat(
+        [
+            torch.baddbmm(half_squares, part, chosen.transpose(1, 2), beta=-1).argmax(dim=-1)
+            for part in features.split(block_rows(kept.numel(), kept.device), dim=1)
+        ],
+        dim=1,
+    )
     own = torch.arange(kept.shape[1], device=kept.device).expand_as(kept)
     return nearest.scatter(1, kept, own)

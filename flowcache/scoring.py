@@ -17,8 +17,10 @@ from torch import Tensor
 POOL_WIDTH = 7
 QUERY_TOKENS = 50
 HARD_CODE_PENALTY = 1e6
-# Logits of one block of queries against all keys, in elements: 64 MiB in float32 whatever the length of the video.
+# Products of one block of tokens with all others, in elements: 64 MiB in float32 whatever the length of the video. A
+# GPU has the memory of a forward free meanwhile, and small blocks would not fill it.
 BLOCK_ELEMENTS = 16 * 2**20
+GPU_BLOCK_ELEMENTS = 128 * 2**20
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,11 @@ class Selection:
     def unit(self) -> int:
         """Tokens that are kept or dropped as one."""
         return {"token": 1, "frame": self.frame_tokens, "chunk": self.chunk_tokens}[self.strategy]
+
+
+def block_rows(row_elements: int, device: torch.device) -> int:
+    """How many rows of ``row_elements`` products are made at a time."""
+    return max(1, (GPU_BLOCK_ELEMENTS if device.type == "cuda" else BLOCK_ELEMENTS) // row_elements)
 
 
 def select_queries(q: Tensor, granularity: str, frame_tokens: int) -> Tensor:
@@ -62,9 +69,10 @@ def attention_weight(q: Tensor, k: Tensor) -> Tensor:
     heads_per_group = q.shape[1] // groups
     keys = rearrange(k, "l g d -> g d l")
     total = torch.zeros(groups, length, dtype=torch.float32, device=k.device)
-    for block in q.split(max(1, BLOCK_ELEMENTS // (length * q.shape[1]))):
+    for block in q.split(block_rows(length * q.shape[1], k.device)):
         rows = rearrange(block, "n (g r) d -> g (n r) d", g=groups)
-        logits = torch.matmul(rows, keys) / math.sqrt(q.shape[-1])
+        # Scaled by the product itself: logits are the largest tensor here, and every pass over them costs.
+        logits = torch.baddbmm(rows.new_zeros(()), rows, keys, beta=0, alpha=q.shape[-1] ** -0.5)
         best = rearrange(logits, "g (n r) l -> g n r l", r=heads_per_group).amax(dim=2)
         total += best.softmax(dim=-1, dtype=torch.float32).sum(dim=1)
     return (total / len(q)).to(q.dtype)
@@ -158,9 +166,16 @@ def select(score: Tensor, keep: int, selection: Selection, positions: Tensor | N
     """
     unit = selection.unit
     if unit == 1:
-        return weighted_score(score, selection, positions).topk(keep, dim=-1).indices
+        return highest(weighted_score(score, selection, positions), keep)
     if keep % unit or score.shape[-1] % unit:
         raise ValueError(f"{keep} of {score.shape[-1]} tokens cannot be kept in units of {unit}")
     units = rearrange(score, "g (n u) -> g n u", u=unit).mean(dim=-1)
-    best = units.topk(keep // unit, dim=-1).indices
+    best = highest(units, keep // unit)
     return (best[..., None] * unit + torch.arange(unit, device=score.device)).flatten(1)
+
+
+def highest(score: Tensor, count: int) -> Tensor:
+    """Indices (G, count) of the highest scores, best first, equal ones in order: ``topk`` promises nothing for those,
+    and on a GPU takes them as they come.
+    """
+    return score.sort(dim=-1, descending=True, stable=True).indices[..., :count]

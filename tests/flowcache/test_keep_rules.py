@@ -163,5 +163,6 @@ def test_importance_by_the_queries_of_several_chunks() -> None:
     cache.end_step([step for step in schedule.steps if step.stage == 4][-1])
     seen = torch.cat([queries[chunk] for chunk in (2, 3, 4)])
     score = importance(attention_weight(seen, keys[:2].flatten(0, 1)[..., :8]))
-    assert torch.equal(cache.last_kept[0].T, score.topk(24, dim=-1).indices.sort(dim=-1).values)
+    best_first = score.sort(dim=-1, descending=True, stable=True).indices  # pooled scores are equal seven at a time
+    assert torch.equal(cache.last_kept[0].T, best_first[:, :24].sort(dim=-1).values)
     assert sorted(cache._queries[0]) == [3, 4]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowcache import merging
-from flowcache.merging import TokenMerger, merge_tokens, merger_bytes, nearest_kept, shared_direction
+from flowcache import scoring
+from flowcache.merging import TokenMerger, merge_tokens, merger_bytes, nearest_kept, shared_direction, sums_by_place
 from inference.kv_cache import KVGeometry
 
 GROUPS, WIDTH, HEADS = 2, 8, 6
@@ -26,7 +26,7 @@ def kept(length: int = 30, keep: int = 10) -> Tensor:
 
 @pytest.mark.parametrize("block", [1, 45, 10**9])
 def test_tokens_are_averaged_into_the_nearest_that_stays(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    monkeypatch.setattr(merging, "BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(scoring, "BLOCK_ELEMENTS", block)
     given, chosen = tokens(), kept()
     counts = torch.rand(30, GROUPS, generator=torch.Generator().manual_seed(2)) + 0.5
     merged, totals = merge_tokens(given, counts, chosen, WIDTH)
@@ -45,6 +45,20 @@ def test_tokens_are_averaged_into_the_nearest_that_stays(monkeypatch: pytest.Mon
             mean = (given[members, group] * weight[:, None]).sum(0) / weight.sum()
             assert torch.allclose(merged[place, group], mean, atol=1e-6)
             assert torch.isclose(totals[place, group], weight.sum())
+
+
+def test_sums_are_made_in_the_order_of_the_tokens() -> None:
+    generator = torch.Generator().manual_seed(6)
+    values = torch.randn(2, 50, 3, generator=generator) * 10.0 ** torch.arange(-3, 47).view(50, 1).remainder(7)
+    place = torch.randint(0, 8, (2, 50), generator=generator).where(torch.arange(50) > 0, 9)  # 8 gets none
+    found = sums_by_place(values, place, 10)
+    for group in range(2):
+        for where in range(10):
+            expected = torch.zeros(3)
+            for token in range(50):
+                if place[group, token] == where:
+                    expected = expected + values[group, token]
+            assert torch.equal(found[group, where], expected)
 
 
 def test_equal_tokens_stay_their_own() -> None:

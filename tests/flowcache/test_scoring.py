@@ -126,6 +126,13 @@ def test_tokens_kept_are_the_best_of_each_group() -> None:
         assert kept[group].tolist() == score[group].argsort(descending=True)[:10].tolist()
 
 
+def test_of_equal_scores_the_first_are_kept() -> None:
+    generator = torch.Generator().manual_seed(0)
+    score = torch.randint(0, 4, (3, 500), generator=generator).float()
+    for row, chosen in zip(score.tolist(), scoring.highest(score, 300).tolist(), strict=True):
+        assert chosen == sorted(range(500), key=lambda place: (-row[place], place))[:300]
+
+
 @pytest.mark.parametrize(("strategy", "unit"), [("frame", 4), ("chunk", 12)])
 def test_units_are_kept_whole(strategy: str, unit: int) -> None:
     torch.manual_seed(0)
