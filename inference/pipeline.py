@@ -185,6 +185,8 @@ class MagiPipeline:
         for warning in runtime_support_warnings(config, parallel.ranks):
             logger.warning(warning)
         memory = None
+        if device.index is not None and device.type == "cuda":
+            torch.cuda.set_device(device)  # for what takes no device: kernels of other packages, host memory
         if device.type == "cuda":
             schedule = plan(config, 0)[1]
             config, memory = plan_run(config, schedule, device, free_bytes(device), make_cache, parallel.ranks)

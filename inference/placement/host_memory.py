@@ -2,8 +2,10 @@
 
 import logging
 import math
+import mmap
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -16,30 +18,46 @@ def host_tensor(shape: Sequence[int], dtype: torch.dtype, device: torch.device) 
 
     Where the system does not lock so much, the memory stays ordinary: slower, and nothing else.
     """
+    size = math.prod(shape) * dtype.itemsize
     # torch's own pinned memory comes in powers of two: up to twice as much as is asked for.
-    memory = torch.empty(math.prod(shape) * dtype.itemsize, dtype=torch.uint8)
-    if device.type == "cuda" and memory.numel():
-        _lock(memory)
+    memory = _lockable(size) if device.type == "cuda" and size else torch.empty(size, dtype=torch.uint8)
+    if device.type == "cuda" and size:
+        _lock(memory, device)
     return memory.view(dtype).view(*shape)
 
 
-def _lock(memory: Tensor) -> None:
+def _lockable(size: int) -> Tensor:
+    """Memory that begins with a page and shares none: pages are locked whole, and none can be locked twice."""
+    memory = torch.empty(size + 2 * mmap.PAGESIZE, dtype=torch.uint8)
+    start = -memory.data_ptr() % mmap.PAGESIZE
+    return memory[start : start + size]
+
+
+def _lock(memory: Tensor, device: torch.device) -> None:
     runtime, address = torch.cuda.cudart(), memory.data_ptr()
-    error = int(runtime.cudaHostRegister(address, memory.numel(), 0))
+    pages = -(-memory.numel() // mmap.PAGESIZE)
+    error = int(runtime.cudaHostRegister(address, pages * mmap.PAGESIZE, 0))
     if error:
+        _forget_error(device)
         logger.warning(
             "%.1f GB of host memory could not be locked (CUDA error %d): copies to the GPU will wait for each other; "
             "see `ulimit -l`",
             *(memory.numel() / 1e9, error),
         )
         return
-    unlock = weakref.finalize(memory.untyped_storage(), _unlock, address)
+    unlock = weakref.finalize(memory.untyped_storage(), _unlock, address, device)
     unlock.atexit = False  # the system does that itself, and CUDA may be gone by then
 
 
-def _unlock(address: int) -> None:
-    torch.cuda.synchronize()  # copies may still be under way
+def _unlock(address: int, device: torch.device) -> None:
+    torch.cuda.synchronize(device)  # copies may still be under way
     torch.cuda.cudart().cudaHostUnregister(address)
+
+
+def _forget_error(device: torch.device) -> None:
+    """CUDA keeps the last error until it is asked, and torch asks after every kernel: let one of no use be told."""
+    with suppress(RuntimeError):
+        torch.empty(1, device=device).fill_(0)
 
 
 class SideStream:
