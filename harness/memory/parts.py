@@ -16,7 +16,7 @@ from inference.kv_cache import KVCache
 from inference.memory.dry_run import dry_run, largest_forward
 from inference.memory.estimate import MOST_REMEMBERED, chunk_latent, estimate
 from inference.memory.stages import ForwardShape
-from inference.model.attention import attend
+from inference.model.attention import attend_heads
 from inference.model.dit import Captions, VideoDiT
 from inference.model.weights import checkpoint_directory, load_weights
 from inference.pipeline import load_special_tokens, load_transformer, plan, prompt_flags
@@ -45,8 +45,9 @@ class PartSize:
 class OwnKeys:
     """Every entry attends to its own tokens: nothing but the forward itself holds memory."""
 
-    def attend(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
-        return attend(q, kv)
+    def attend(self, layer: int, q: Tensor, kv: Tensor) -> Iterator[Tensor]:
+        for entry in range(len(q)):
+            yield attend_heads(q[entry : entry + 1], kv[entry : entry + 1])[0]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from inference.config import VAE_SPATIAL_FACTOR, MagiConfig, resolve_path
 from inference.kv_cache import KVCache
 from inference.memory.stages import ForwardShape, Peak, decode_peak, forward_peak
 from inference.model.dit import VideoDiT
+from inference.model.fp8 import DEQUANTISE, SCALED_MM, resolve_fp8_matmul
 from inference.sampler import kv_geometry
 from inference.schedule import Schedule
 from inference.text.t5 import T5_FOLDER
@@ -188,9 +189,22 @@ def estimate(
         kv_layer=rows // geometry.layers,
         captions=captions_bytes(config, schedule),
         latents=latents_bytes(config, schedule, remembered),
-        activations=forward_peak(config.model, shape, fp8=config.engine.fp8_quant, ranks=ranks),
+        activations=_activations(config, shape, device, ranks),
         decode=decode_peak(vit, tiles, chunk_latent(config), dtype, ranks),
     )
+
+
+def _activations(config: MagiConfig, shape: ForwardShape, device: torch.device, ranks: int) -> Peak:
+    """The forward's peak with the product that fp8 layers will take, or the worse where that cannot be known here."""
+    choice = config.engine.fp8_matmul
+    if not config.engine.fp8_quant:
+        products: list[str | None] = [None]
+    elif choice == "auto" and device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        products = [DEQUANTISE, SCALED_MM]
+    else:
+        products = [choice if choice != "auto" else resolve_fp8_matmul(choice, device)]
+    peaks = [forward_peak(config.model, shape, device=device, fp8=product, ranks=ranks) for product in products]
+    return max(peaks, key=lambda peak: peak.bytes)
 
 
 def _small_vae(vit: VitConfig) -> ViTVAE:

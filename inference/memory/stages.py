@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from inference.config import VAE_CHANNELS, ModelConfig
+from inference.model.fp8 import BLOCK_ROWS, SCALED_MM
 from inference.video.tiling import Reduction, TileSpec
 from inference.video.vit_blocks import VitConfig
 
@@ -37,8 +38,14 @@ class Peak:
     at: str
 
 
-def forward_peak(model: ModelConfig, shape: ForwardShape, *, fp8: bool = False, ranks: int = 1) -> Peak:
-    """Peak of one forward of the transformer on one of ``ranks``, its result included, its inputs not."""
+def forward_peak(
+    model: ModelConfig, shape: ForwardShape, *, device: torch.device, fp8: str | None = None, ranks: int = 1
+) -> Peak:
+    """Peak of one forward of the transformer on one of ``ranks``, its result included, its inputs not.
+
+    ``fp8``: how layers with float8 weights multiply (``inference.model.fp8``); None where there are none. A GPU widens
+    no factor to float32 (``inference.model.products``).
+    """
     width, b = model.hidden_size, model.dtype.itemsize
     tokens = shape.entries * -(-shape.chunk_tokens // ranks)
     bands = 3 * (model.kv_channels // 8)
@@ -47,56 +54,69 @@ def forward_peak(model: ModelConfig, shape: ForwardShape, *, fp8: bool = False, 
     if ranks > 1:
         held += 2 * bands * FLOAT * shape.entries * shape.chunk_tokens
     captions = shape.caption_tokens * width * b
-    places = _fp8_places(model, tokens, shape.caption_tokens) if fp8 else {}
-    places |= _layer_places(model, tokens, shape.caption_tokens, ranks)
+    widened = device.type != "cuda"
+    places = _fp8_places(model, tokens, fp8, widened) if fp8 else {}
+    places |= _layer_places(model, shape.entries, tokens, shape.caption_tokens, ranks, widened)
     at = max(places, key=lambda place: places[place])
     return Peak(held + captions + places[at], at)
 
 
-def _projected(model: ModelConfig, tokens: int, caption_tokens: int) -> int:
-    """Queries of both attentions, keys, values, and both side by side as the cache stores them; of the captions keys
-    and values as they come, and the keys normalised.
-    """
-    kv = model.num_query_groups * model.kv_channels
-    return model.dtype.itemsize * (tokens * (2 * model.hidden_size + 4 * kv) + caption_tokens * 3 * kv)
-
-
-def _layer_places(model: ModelConfig, tokens: int, caption_tokens: int, ranks: int) -> dict[str, int]:
+def _layer_places(
+    model: ModelConfig, entries: int, tokens: int, caption_tokens: int, ranks: int, widened: bool
+) -> dict[str, int]:
     """Bytes alive at the candidates for a layer's peak, by name of the place."""
     width, inner, b = model.hidden_size, model.ffn_hidden_size, model.dtype.itemsize
-    upcast = 0 if b == FLOAT else FLOAT
-    projected = _projected(model, tokens, caption_tokens)
-    # Both attentions' results, the two joined, and what the last projection makes of them in float32; its weights too.
-    joined = 2 * width * b + 2 * width * (b + upcast) + width * FLOAT
+    kv = model.num_query_groups * model.kv_channels
+    upcast, one_entry = 0 if b == FLOAT else FLOAT, tokens // entries
+    turned = 2 * 3 * (model.kv_channels // 8) * model.num_attention_heads  # numbers of a token that are rotated
+    # Of the captions keys and values as they come, and the keys normalised.
+    captions = caption_tokens * 3 * kv * b
     places = {
-        "joining both attentions": projected + tokens * 6 * width * b,
-        "attention output": projected + tokens * joined + upcast * 2 * width * width,
+        "norm of the queries": tokens * (2 * width * b + 2 * kv * b + width * (upcast + FLOAT)),
+        "rotation of the queries": tokens * (2 * width * b + kv * (b + FLOAT) + (width + turned) * FLOAT),
+        # Queries of both attentions, keys beside values, the room for both results, and of all entries the result of
+        # the captions' attention or of one entry the queries in the kernel's order and its result.
+        "joining both attentions": (tokens * (4 * width + 2 * kv) + max(tokens, 2 * one_entry) * width) * b + captions,
+        # Both attentions and what the projection makes of them in float32; its factors too where they are widened.
+        "attention output": tokens * (2 * width * (b + widened * upcast) + width * FLOAT)
+        + widened * upcast * 2 * width * width
+        + captions,
     }
-    # The attention's result in float32 stays; the layer's own tokens; hidden values before and after the activation.
-    kept = width * FLOAT + width * b
-    hidden = b * (inner * 4 if model.gated_linear_unit else inner * 2 + width)
-    places["feed-forward"] = tokens * (kept + hidden)
-    # Both results in float32, tokens, gated result and its norm.
-    places["second residual"] = tokens * (kept + width * (3 * FLOAT + upcast))
+    # The layer's own tokens; their norm or the result; hidden values, before and after the activation where gated.
+    hidden = (
+        max(b * width + 2 * b * inner, inner * (3 * b + upcast)) if model.gated_linear_unit else b * (width + inner)
+    )
+    places["feed-forward"] = tokens * (width * b + hidden)
+    # Own tokens, result, the same gated, its norm, and the sum: in float32 two of them are written over others.
+    places["second residual"] = tokens * width * (3 * FLOAT if b == FLOAT else 3 * b + 2 * FLOAT)
     if ranks > 1:
         # Queries, keys and values on their way to the ranks that own their heads: packed, sent, received.
-        kv = model.num_query_groups * model.kv_channels
-        places["exchange"] = projected + tokens * 3 * b * (width + 2 * kv)
+        exchanged = 2 * width + 2 * kv + 3 * (width + 2 * kv)
+        places["exchange"] = tokens * (exchanged + width) * b + captions
+        places["exchange of results"] = tokens * (6 * width + 2 * kv) * b + captions
     return places
 
 
-def _fp8_places(model: ModelConfig, tokens: int, caption_tokens: int) -> dict[str, int]:
-    """The layers with float8 weights by dequantisation: weights, quantised input and products in float32."""
+def _fp8_places(model: ModelConfig, tokens: int, matmul: str, widened: bool) -> dict[str, int]:
+    """The layers with float8 weights: quantised input, its factors where they are widened, and the product."""
     width, inner, b = model.hidden_size, model.ffn_hidden_size, model.dtype.itemsize
     outer = inner * (2 if model.gated_linear_unit else 1)
-    kept = width * FLOAT + width * b
+    # Numbers between float32 and fp8 of the rows that are quantised at a time.
+    between = min(tokens, BLOCK_ROWS) * (FLOAT + b)
+
+    def product(inputs: int, outputs: int) -> int:
+        """From an input of ``inputs`` numbers, itself not counted, to its product, most that is alive."""
+        if matmul == SCALED_MM:
+            return max(between * inputs, tokens * outputs * b) + tokens * inputs
+        factor = FLOAT if widened else b
+        multiplying = tokens * (factor * inputs + FLOAT * outputs) + factor * inputs * outputs
+        rounding = tokens * outputs * (FLOAT + b) + (0 if widened else factor * (tokens * inputs + inputs * outputs))
+        return max(between * inputs, multiplying, rounding) + tokens * inputs
+
     return {
-        "feed-forward in fp8, into the products' scales": tokens * (kept + width * (b + 1) + 3 * outer * FLOAT),
-        "feed-forward in fp8, back": tokens * (kept + b * outer + inner * (b + 1 + FLOAT) + width * FLOAT)
-        + FLOAT * inner * width,
-        "attention output in fp8": _projected(model, tokens, caption_tokens)
-        + tokens * width * (4 * b + 2 * (1 + FLOAT) + FLOAT)
-        + FLOAT * 2 * width * width,
+        "feed-forward in fp8": tokens * 2 * width * b + product(width, outer),
+        "feed-forward in fp8, back": tokens * (width + inner) * b + product(inner, width),
+        "attention output in fp8": tokens * 2 * width * b + product(2 * width, width),
     }
 
 

@@ -230,8 +230,13 @@ def attend(q: Tensor, kv: Tensor, backend: str | Backend = "sdpa") -> Tensor:
     Returns:
         (B, N, H * D) in the dtype of ``q``.
     """
+    return attend_heads(q, kv, backend).flatten(2)
+
+
+def attend_heads(q: Tensor, kv: Tensor, backend: str | Backend = "sdpa") -> Tensor:
+    """``attend`` with heads apart, (B, N, H, D), as the kernel left them in memory: a view to be copied from."""
     k, v = kv.chunk(2, dim=-1)
-    return _the(backend).dense(q, k, v).flatten(2)
+    return _the(backend).dense(q, k, v)
 
 
 def cross_attend(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], backend: str | Backend = "sdpa") -> Tensor:
@@ -246,14 +251,23 @@ def cross_attend(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], backen
     Returns:
         (E, N, H * D) in the dtype of ``q``.
     """
+    return cross_attend_heads(q, k, v, lengths, backend).flatten(2)
+
+
+def cross_attend_heads(
+    q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], backend: str | Backend = "sdpa"
+) -> Tensor:
+    """``cross_attend`` with heads apart, (E, N, H, D), as the kernel left them in memory: a view to be copied from."""
     # No kernel is asked about an entry without keys: what they make of an empty softmax differs.
-    filled = [i for i, length in enumerate(lengths) if length]
+    filled = tuple(i for i, length in enumerate(lengths) if length)
     if len(filled) == len(lengths):
-        return _the(backend).packed(q, k, v, tuple(lengths)).flatten(2)
+        return _the(backend).packed(q, k, v, tuple(lengths))
     out = torch.zeros_like(q)
     if filled:
-        out[filled] = _the(backend).packed(q[filled], k, v, tuple(lengths[i] for i in filled))
-    return out.flatten(2)
+        chosen = _places(filled, q.device)
+        found = _the(backend).packed(q[chosen], k, v, tuple(lengths[i] for i in filled))
+        out[chosen] = found
+    return out
 
 
 def _the(backend: str | Backend) -> Backend:
@@ -265,6 +279,12 @@ def _the(backend: str | Backend) -> Backend:
 def _offsets(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """Where each sequence begins, and the end of the last, (sequences + 1,) int32."""
     return F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).to(device, torch.int32)
+
+
+@lru_cache(maxsize=64)
+def _places(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    """``numbers`` as an index, (count,) int64."""
+    return torch.tensor(numbers).to(device)
 
 
 @lru_cache(maxsize=64)

@@ -1,14 +1,13 @@
 """What a forward of the sampler attends to: the KV cache, or for an entry that stands alone, only its own tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from inference.kv_cache import KVCache
-from inference.model.attention import attend
+from inference.model.attention import attend_heads
 
 
 @dataclass(frozen=True)
@@ -59,20 +58,19 @@ class CachedAttention:
             counts.append(end - start)
         return tuple(counts)
 
-    def attend(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
-        """``q`` (E, N, H, d), fresh ``kv`` (E, N, G, 2d) to (E, N, H * d)."""
+    def attend(self, layer: int, q: Tensor, kv: Tensor) -> Iterator[Tensor]:
+        """``q`` (E, N, H, d), fresh ``kv`` (E, N, G, 2d) to (N, H, d) of every entry, computed as they are taken."""
         if not self._written:
-            return attend(q, kv, self.backend)
+            yield from attend_heads(q, kv, self.backend)
+            return
         for i in self._written:
             self.cache.write(layer, self.entries[i].chunk, kv[i])
         if self._noisy:
             newest = max(self._noisy, key=lambda i: self.entries[i].chunk)
             self.cache.keep_queries(layer, q[newest])
-        outputs = []
         for i, entry in enumerate(self.entries):
             keys = kv[i] if entry.alone else self.cache.view(layer, entry.chunk, entry.key_start)
-            outputs.append(attend(q[i : i + 1], keys[None], self.backend))
-        return torch.cat(outputs)
+            yield attend_heads(q[i : i + 1], keys[None], self.backend)[0]
 
     def _visible(self, entry: Entry) -> tuple[int, int]:
         return self.cache.visible(entry.chunk, entry.key_start)

@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from inference.config import PROJECTION_SHARDS, ModelConfig
-from inference.model.attention import BACKENDS, cross_attend
+from inference.model.attention import BACKENDS, cross_attend_heads
 from inference.model.fp8 import DEQUANTISE, Fp8Linear
 from inference.model.layers import (
     CaptionEmbedder,
@@ -27,8 +27,12 @@ from inference.model.layers import (
     Rope,
     TimestepEmbedder,
     UpcastLinear,
+    gated_residual,
+    gelu,
     rotate,
+    swiglu,
 )
+from inference.model.products import functional
 from inference.parallel.group import ALONE, ContextParallel
 from inference.placement.streaming import StreamedLayers
 
@@ -55,8 +59,10 @@ class Captions:
 class AttentionContext(Protocol):
     """What a forward attends to: the KV cache in a sampling run, a masked batch in training."""
 
-    def attend(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
-        """``q`` (E, N, H, d), fresh ``kv`` (E, N, G, 2d) to (E, N, H * d). H and G are those of this rank."""
+    def attend(self, layer: int, q: Tensor, kv: Tensor) -> Iterable[Tensor]:
+        """``q`` (E, N, H, d), fresh ``kv`` (E, N, G, 2d) to the result of every entry in turn, (N, H, d) or (N, H * d).
+        H and G are those of this rank.
+        """
         ...
 
 
@@ -108,7 +114,7 @@ class Attention(nn.Module):
         if fp8:
             self.linear_proj: nn.Module = Fp8Linear(2 * width, width, per_channel=True, matmul=fp8)
         else:
-            self.linear_proj = UpcastLinear(2 * width, width, bias=False, dtype=dtype)
+            self.linear_proj = UpcastLinear(2 * width, width, dtype)
         self.q_layernorm = OnePlusLayerNorm(head, eps, dtype)
         self.k_layernorm = OnePlusLayerNorm(head, eps, dtype)
         self.q_layernorm_xattn = OnePlusLayerNorm(head, eps, dtype, compute_dtype=dtype)
@@ -116,25 +122,54 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, inputs: _Inputs) -> Tensor:
         q, qx, k, v = (rearrange(p, "e n (h d) -> e n h d", d=self.head) for p in self.linear_qkv(x))
-        q = rotate(self.q_layernorm(q), inputs.cos, inputs.sin).to(x.dtype)
-        k = rotate(self.k_layernorm(k), inputs.cos, inputs.sin).to(x.dtype)
+        q, k = self.q_layernorm(q), self.k_layernorm(k)
+        if functional():
+            q = rotate(q, inputs.cos, inputs.sin).to(x.dtype)
+            kv = torch.cat([rotate(k, inputs.cos, inputs.sin).to(x.dtype), v], dim=-1)
+        else:
+            q = rotate(q, inputs.cos, inputs.sin, out=torch.empty_like(q, dtype=x.dtype))
+            kv = x.new_empty(*k.shape[:-1], 2 * self.head)
+            rotate(k, inputs.cos, inputs.sin, out=kv[..., : self.head])
+            kv[..., self.head :] = v
         kx, vx = rearrange(self.linear_kv_xattn(inputs.caption), "m (g two d) -> two m g d", two=2, d=self.head)
         qx, kx = self.q_layernorm_xattn(qx), self.k_layernorm_xattn(kx)
-        attended = _attend(q, torch.cat([k, v], dim=-1), qx, kx, vx, inputs)
-
-        # The order that the training's eight tensor-parallel ranks left in the weights: each concatenated its share
-        # of both.
-        both = rearrange(attended, "two e n (s f) -> e n (s two f)", s=PROJECTION_SHARDS)
+        del k, v
+        both = _attend(q, kv, qx, kx, vx, inputs)
+        del q, kv, qx  # large, and of no use to the projection
         return self.linear_proj(both)
 
 
 # Never part of a compiled layer: which keys are read where is up to objects and numbers that change all the time.
 @torch.compiler.disable
-def _attend(q: Tensor, kv: Tensor, qx: Tensor, kx: Tensor, vx: Tensor, inputs: _Inputs) -> list[Tensor]:
-    """Self and cross attention, (E, n, H * d) each, n the tokens of this rank."""
+def _attend(q: Tensor, kv: Tensor, qx: Tensor, kx: Tensor, vx: Tensor, inputs: _Inputs) -> Tensor:
+    """Self and cross attention side by side, (E, n, 2 * H * d), n the tokens of this rank.
+
+    They lie in the order that the training's eight tensor-parallel ranks left in the weights of the projection: each
+    concatenated its share of both.
+    """
+    cross = cross_attend_heads(qx, kx, vx, inputs.lengths, inputs.backend)
     q, kv = inputs.parallel.to_heads(q, kv, inputs.tokens)
-    self_out = inputs.parallel.to_tokens(inputs.context.attend(inputs.layer, q, kv))
-    return [self_out, cross_attend(qx, kx, vx, inputs.lengths, inputs.backend)]
+    results = inputs.context.attend(inputs.layer, q, kv)
+    if inputs.parallel.ranks > 1:
+        results = inputs.parallel.to_tokens(torch.stack([result.flatten(1) for result in results]))
+    if torch.is_grad_enabled():
+        halves = torch.stack([torch.stack([result.flatten(1) for result in results]), cross.flatten(2)])
+        return rearrange(halves, "two e n (s f) -> e n (s two f)", s=PROJECTION_SHARDS)
+    both = qx.new_empty(*qx.shape[:2], PROJECTION_SHARDS, 2, qx[0, 0].numel() // PROJECTION_SHARDS)
+    _by_shards(both[..., 1, :], cross)
+    del cross, qx
+    for entry, result in enumerate(results):
+        _by_shards(both[entry, :, :, 0], result)
+    return both.flatten(2)
+
+
+def _by_shards(room: Tensor, result: Tensor) -> None:
+    """Copy ``result`` (..., n, H, d), of any strides, or (..., n, H * d) to ``room`` (..., n, shards, width of one)."""
+    shards = room.shape[-2]
+    if result.ndim == room.ndim and result.shape[-2] % shards == 0:
+        room.unflatten(-1, (-1, result.shape[-1])).copy_(result.unflatten(-2, (shards, -1)))
+    else:
+        room.copy_(result.reshape(room.shape))
 
 
 class FeedForward(nn.Module):
@@ -152,10 +187,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.linear_fc1(self.layer_norm(x))
-        if self.gated:
-            gate, value = hidden.chunk(2, dim=-1)
-            return self.linear_fc2(F.silu(gate) * value)
-        return self.linear_fc2(F.gelu(hidden))
+        hidden = swiglu(hidden) if self.gated else gelu(hidden)
+        return self.linear_fc2(hidden)
 
 
 class Modulation(nn.Module):
@@ -187,10 +220,8 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, inputs: _Inputs) -> Tensor:
         gate_attention, gate_mlp = self.ada_modulate_layer(inputs.condition)
-        attended = self.self_attention(x, inputs).float()
-        x = (x.float() + self.self_attn_post_norm(attended * gate_attention.float())).to(x.dtype)
-        transformed = self.mlp(x).float()
-        return (x.float() + self.mlp_post_norm(transformed * gate_mlp.float())).to(x.dtype)
+        x = gated_residual(x, self.self_attention(x, inputs), gate_attention, self.self_attn_post_norm)
+        return gated_residual(x, self.mlp(x), gate_mlp, self.mlp_post_norm)
 
 
 class Blocks(nn.Module):

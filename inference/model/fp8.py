@@ -6,8 +6,9 @@
 import logging
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from inference.model.products import functional, widened_linear
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +19,8 @@ DEQUANTISE, SCALED_MM = "dequantise", "scaled_mm"
 # The first GPUs whose matrix units take fp8, and the step in which their product takes widths.
 FIRST_CAPABILITY = (8, 9)
 WIDTH_STEP = 16
+# Rows that are quantised at a time.
+BLOCK_ROWS = 4096
 # Against the exact product, relative to its largest value: one rounding to bfloat16 is 2^-9 of a value. Matrix units
 # add up with fewer bits than float32 has.
 PROBE_TOLERANCE = 2e-2
@@ -49,15 +52,32 @@ class Fp8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) of any dtype to (..., out), bfloat16."""
         divisor = self.input_scale if self.smooth_scale is None else self.smooth_scale[0]
-        quantised = (x.float() / divisor).clamp(-FP8_MAX, FP8_MAX).to(torch.bfloat16).to(FP8)
         multiply = scaled_product if self.matmul == SCALED_MM else exact_product
-        return multiply(quantised, self.weight[0], self.input_scale[:1], self.weight_scale)
+        return multiply(quantise(x, divisor), self.weight[0], self.input_scale[:1], self.weight_scale)
+
+
+def quantise(x: Tensor, divisor: Tensor) -> Tensor:
+    """``x`` (..., in) divided by ``divisor`` (in,) or (1,) in float32, rounded to bfloat16 and then to fp8."""
+    if functional():
+        return (x.float() / divisor).clamp(-FP8_MAX, FP8_MAX).to(torch.bfloat16).to(FP8)
+    out = torch.empty_like(x, dtype=FP8)
+    # In blocks, so that the float32 numbers in between are few.
+    for part, room in zip(x.flatten(0, -2).split(BLOCK_ROWS), out.flatten(0, -2).split(BLOCK_ROWS), strict=True):
+        room.copy_(torch.div(part, divisor).clamp_(-FP8_MAX, FP8_MAX).to(torch.bfloat16))
+    return out
 
 
 def exact_product(x: Tensor, weight: Tensor, input_scale: Tensor, weight_scale: Tensor) -> Tensor:
-    """``x`` (..., in), ``weight`` (out, in), both fp8, scales (1,) to (..., out) bfloat16: in float32."""
-    product = F.linear(x.float(), weight.float())
-    return (product * input_scale * weight_scale).to(torch.bfloat16)
+    """``x`` (..., in), ``weight`` (out, in), both fp8, scales (1,) to (..., out) bfloat16: in float32.
+
+    On a GPU by way of bfloat16, which holds an fp8 number exactly and which its matrix units multiply.
+    """
+    if x.device.type == "cuda":
+        x, weight = x.to(torch.bfloat16), weight.to(torch.bfloat16)
+    product = widened_linear(x, weight)
+    if functional():
+        return (product * input_scale * weight_scale).to(torch.bfloat16)
+    return product.mul_(input_scale).mul_(weight_scale).to(torch.bfloat16)
 
 
 def scaled_product(x: Tensor, weight: Tensor, input_scale: Tensor, weight_scale: Tensor) -> Tensor:

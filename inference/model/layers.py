@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from inference.model.products import functional, widened_linear
+
 SINUSOID_WIDTH = 256
 TIME_FACTOR = 1000.0
 # Frequencies of the timestep that the reference data have one unit in the last place above the nearest float32.
@@ -33,10 +35,13 @@ class OnePlusLayerNorm(nn.Module):
 
 
 class UpcastLinear(nn.Linear):
-    """Linear layer that multiplies in float32 whatever its weights are stored in."""
+    """Linear layer without bias whose result is float32, whatever its weights are stored in: no product is rounded."""
+
+    def __init__(self, inputs: int, outputs: int, dtype: torch.dtype) -> None:
+        super().__init__(inputs, outputs, bias=False, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.float(), self.weight.float(), None if self.bias is None else self.bias.float())
+        return widened_linear(x, self.weight)
 
 
 class Rope(nn.Module):
@@ -76,14 +81,52 @@ def _centred(size: int, extent: float, device: torch.device) -> Tensor:
     return positions * ((size / extent - 1) / (size - 1)) if size > 1 else positions
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Tensor:
     """Rotate the first ``2 * R`` features of each head, half-split; the rest passes. ``x`` (E, N, H, D), ``cos`` (E,
     N, R).
+
+    ``out`` (E, N, H, D) is where the result goes, of any floating dtype, rounded once; not where gradients are taken.
     """
     width = cos.shape[-1]
     a, b, rest = x[..., :width], x[..., width : 2 * width], x[..., 2 * width :]
     cos, sin = cos[:, :, None], sin[:, :, None]
-    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
+    if out is None:
+        return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
+    first, second = a * cos, b * sin
+    torch.sub(first, second, out=out[..., :width])
+    torch.mul(b, cos, out=first)
+    torch.mul(a, sin, out=second)
+    torch.add(first, second, out=out[..., width : 2 * width])
+    out[..., 2 * width :] = rest
+    return out
+
+
+def gated_residual(x: Tensor, update: Tensor, gate: Tensor, norm: OnePlusLayerNorm) -> Tensor:
+    """``x + norm(update * gate)`` in float32, rounded once to the dtype of ``x``; ``update`` is used up.
+
+    Args:
+        x, update: (E, N, D).
+        gate: (E, 1, D).
+    """
+    if functional():
+        return (x.float() + norm(update.float() * gate.float())).to(x.dtype)
+    gated = update.mul_(gate) if update.dtype == torch.float32 else update * gate.float()
+    normed = norm(gated)
+    return torch.add(x, normed, out=normed if normed.dtype == x.dtype else torch.empty_like(x))
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Exact GELU; ``x`` is used up."""
+    return F.gelu(x) if functional() else torch.ops.aten.gelu_(x)
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """``silu(gate) * value`` of ``x`` (..., 2F), gate in front: (..., F), float32 rounded once; ``x`` is used up."""
+    gate, value = x.chunk(2, dim=-1)
+    if functional():
+        return (F.silu(gate.float()) * value.float()).to(x.dtype)
+    gate = F.silu(gate.float(), inplace=True)
+    return torch.mul(gate, value, out=torch.empty_like(value, memory_format=torch.contiguous_format))
 
 
 class TimestepEmbedder(nn.Module):

@@ -83,7 +83,7 @@ def _recorders(dit: VideoDiT, seen: dict[str, Tensor]) -> list[torch.utils.hooks
 
     def keep(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, tuple, Tensor], None]:
         def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-            seen.setdefault(name, change(output))
+            seen.setdefault(name, change(output.clone()))  # what comes next may write over it
 
         return hook
 

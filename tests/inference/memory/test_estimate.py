@@ -88,4 +88,4 @@ def test_a_dry_run_makes_the_forwards_of_a_real_one(three_pass: bool, prefix_lat
     assert dry.reuse_map() == sampler.record.reuse_map()
     shape = largest_forward(dry)
     assert shape.entries == window + 1 + (not three_pass)
-    assert forward_peak(config.model, shape).bytes > 0
+    assert forward_peak(config.model, shape, device=GPU).bytes > 0
