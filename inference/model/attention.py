@@ -77,6 +77,25 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
+def sdpa_of_groups(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The same by a kernel that knows groups: ``q`` (B, N, H, D), ``k`` and ``v`` (B, M, G, D) to (B, N, H, D)."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2)
+
+
+def knows_groups(q: Tensor) -> bool:
+    """Whether PyTorch's attention has a kernel for ``q`` that takes fewer key heads than query heads: the flash kernels
+    of an NVIDIA GPU; without them it would hold every query times every key.
+    """
+    return (
+        q.device.type == "cuda"
+        and q.dtype in HALF
+        and torch.version.hip is None
+        and torch.backends.cuda.is_flash_attention_available()
+        and torch.cuda.get_device_capability(q.device) >= (8, 0)
+    )
+
+
 def eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Plain matmul, softmax, matmul in float32: the reference arithmetic, and the slowest."""
     logits = torch.matmul(q.float(), k.float().transpose(-1, -2)) * q.shape[-1] ** -0.5
@@ -89,6 +108,8 @@ def masked_backend(kernel: Callable[[Tensor, Tensor, Tensor, Tensor | None], Ten
     """A back end out of a kernel like ``sdpa`` that takes a mask: packed tokens are padded to the longest entry."""
 
     def dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        if kernel is sdpa and mask is None and knows_groups(q):
+            return sdpa_of_groups(q, k, v)
         # The query heads of a group become more queries of that group, so no key is copied.
         folded = rearrange(q, "b n (g r) d -> b g (r n) d", g=k.shape[2])
         k, v = (rearrange(x, "b m g d -> b g m d") for x in (k, v))
