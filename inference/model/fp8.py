@@ -20,7 +20,7 @@ DEQUANTISE, SCALED_MM = "dequantise", "scaled_mm"
 FIRST_CAPABILITY = (8, 9)
 WIDTH_STEP = 16
 # Rows that are quantised at a time.
-BLOCK_ROWS = 4096
+BLOCK_ROWS = 8192
 # Against the exact product, relative to its largest value: one rounding to bfloat16 is 2^-9 of a value. Matrix units
 # add up with fewer bits than float32 has.
 PROBE_TOLERANCE = 2e-2
