@@ -7,7 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from metrics.physics_iq.table import ScenarioView, find_benchmark, find_descriptions, read_descriptions
+from metrics.physics_iq.table import (
+    ScenarioView,
+    find_benchmark,
+    find_descriptions,
+    read_descriptions,
+    split_folder,
+)
 from sampling.task import Listing, SampleTask, make_task, name_problem, prompt_problem, refuse
 
 FPS = 24
@@ -84,7 +90,7 @@ def conditioning_path(tree: Path, scenario: ScenarioView, mode: Mode) -> Path:
     if mode == "i2v":
         return tree / "switch-frames" / f"{number}_switch-frames_anyFPS_{view}_{rest}.jpg"
     name = f"{number}_conditioning-videos_{FPS}FPS_{view}_take-1_{rest}.mp4"
-    return tree / "split-videos" / "conditioning" / f"{FPS}FPS" / name
+    return split_folder(tree, "conditioning", FPS) / name
 
 
 def read_scenarios(path: Path) -> list[ScenarioView]:

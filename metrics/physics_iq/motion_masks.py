@@ -43,20 +43,18 @@ def motion_masks(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def write_masks(path: Path, masks: Iterable[np.ndarray], fps: int) -> None:
-    """Masks, each (H, W) uint8 of even size, as a grey ``mp4v`` video: MPEG-4 part 2, lossy, at OpenCV's settings.
+    """Masks, each (H, W) uint8, as a grey ``mp4v`` video: MPEG-4 part 2, lossy, at OpenCV's settings.
 
-    Raises ValueError for odd sizes, which the official pipeline cannot write either, and OSError where nothing can be
-    written to ``path``.
+    Of an odd width or height the last column or row is left out, as in the official pipeline. Raises OSError where
+    nothing can be written to ``path``.
     """
     writer = None
     for mask in masks:
-        height, width = mask.shape
+        height, width = (side - side % 2 for side in mask.shape)
         if writer is None:
-            if height % 2 or width % 2:
-                raise ValueError(f"motion masks need pictures of even width and height, got {width}x{height}")
             writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, (width, height), isColor=False)
             if not writer.isOpened():
                 raise OSError(f"cannot write motion masks of {width}x{height} at {fps} fps to {path}")
-        writer.write(mask)
+        writer.write(np.ascontiguousarray(mask[:height, :width]))
     if writer is not None:
         writer.release()

@@ -11,7 +11,7 @@ import numpy as np
 
 # Added to denominators of the Verified score.
 EPSILON = 1e-8
-# The Original score's decimals: of list entries, of the means of the variances, of the result.
+# Both official tools round the entries of lists when they read their table, the older one its means and result, too.
 LIST_DECIMALS = 4
 VARIANCE_DECIMALS = {"spatiotemporal_iou": 4, "spatial_iou": 5, "weighted_spatial_iou": 4, "mse": 4}
 RESULT_DECIMALS = 2
@@ -36,12 +36,11 @@ class Comparison:
     spatial_iou: float
     weighted_spatial_iou: float
 
-    def mean(self, metric: str, decimals: int | None = None) -> float:
-        """Mean over the frames, of entries rounded to ``decimals``; what has no frames is taken as it is."""
+    def mean(self, metric: str) -> float:
+        """Mean over the frames, of entries rounded to four decimals; what has no frames is taken as it is."""
         value = getattr(self, metric)
-        if isinstance(value, float):
-            return value
-        return float(np.mean(value if decimals is None else np.round(value, decimals)))
+        # Python rounds the exact value, NumPy one that it has multiplied by 10000.
+        return _mean([round(entry, LIST_DECIMALS) for entry in value]) if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True)
@@ -54,17 +53,39 @@ class ViewResult:
 
 
 @dataclass(frozen=True)
-class OriginalScore:
-    """Score in percent, and the means it consists of by metric: of the generated videos, and of the real takes."""
+class SetScore:
+    """The Original score and what it consists of, all over the whole set, as fractions: 1 is as near as reality.
 
-    score: float
+    ``means`` are those of the generated videos and ``variances`` those of the real takes; of ``parts``, an IoU is the
+    first over the second, and MSE their difference, of which less is better.
+    """
+
     means: dict[str, float]
     variances: dict[str, float]
+
+    @property
+    def parts(self) -> dict[str, float]:
+        overlaps = {metric: self.means[metric] / self.variances[metric] for metric in IOUS}
+        return {**overlaps, "mse": self.means["mse"] - self.variances["mse"]}
+
+    @property
+    def raw(self) -> float:
+        """Not clipped."""
+        return _combine(self.parts)
+
+    @property
+    def original(self) -> float:
+        return _clip(self.raw)
+
+    @property
+    def stable(self) -> float:
+        """Each part is clipped before they are put together."""
+        return _clip(_combine({metric: _clip(part) for metric, part in self.parts.items()}))
 
 
 @dataclass(frozen=True)
 class VerifiedScore:
-    """Score in percent, and the mean of each of its four components, in percent as well."""
+    """The score and the mean of each of its four components, as fractions."""
 
     score: float
     components: dict[str, float]
@@ -72,8 +93,9 @@ class VerifiedScore:
 
 def intersection_over_union(x: np.ndarray, y: np.ndarray) -> float:
     """Of two boolean arrays of the same shape; 1 where both are empty."""
-    union = np.count_nonzero(x | y)
-    return np.count_nonzero(x & y) / union if union else 1.0
+    # Of NumPy's integers the quotient would be one of its floats, which prints as "np.float64(0.5)".
+    union = int(np.count_nonzero(x | y))
+    return int(np.count_nonzero(x & y)) / union if union else 1.0
 
 
 def weighted_spatial_iou(x: np.ndarray, y: np.ndarray) -> float:
@@ -112,32 +134,33 @@ def compare_view(generated: Take, take_1: Take, take_2: Take) -> ViewResult:
     return ViewResult(compare(generated, take_1), compare(generated, take_2), compare(take_1, take_2))
 
 
-def original_score(results: Sequence[ViewResult], rounded: bool = True) -> OriginalScore:
-    """The score of the original benchmark: ratios of means over all views, IoU over its variance, minus excess MSE.
+def set_score(results: Sequence[ViewResult]) -> SetScore:
+    """Means over all views, and what follows from them: ratios of means, not a mean of ratios.
 
-    ``rounded`` does as the official code, which rounds three times; without it nothing is rounded. ValueError for no
-    results, and where the real takes of all views overlap nowhere, so that there is nothing to divide by.
+    ValueError for no results, and where the real takes of all views overlap nowhere, so that there is nothing to divide
+    by.
     """
     _need_some(results)
-    decimals = LIST_DECIMALS if rounded else None
-    means = {metric: _mean([result.first.mean(metric, decimals) for result in results]) for metric in METRICS}
-    variances = {metric: _mean([result.variance.mean(metric, decimals) for result in results]) for metric in METRICS}
-    if rounded:
-        variances = {metric: round(value, VARIANCE_DECIMALS[metric]) for metric, value in variances.items()}
-    if not all(variances[metric] for metric in IOUS):
-        raise ValueError(
-            "the two real takes overlap nowhere, so that the Original Physics-IQ score is not defined: "
-            + ", ".join(f"mean {metric} {variances[metric]:g}" for metric in IOUS)
-        )
-    overlap = sum(means[metric] / variances[metric] for metric in IOUS) / len(IOUS)
-    score = 100 * min(max(overlap - (means["mse"] - variances["mse"]), 0.0), 1.0)
-    return OriginalScore(round(score, RESULT_DECIMALS) if rounded else score, means, variances)
+    means, variances = (
+        {metric: _mean([getattr(result, which).mean(metric) for result in results]) for metric in METRICS}
+        for which in ("first", "variance")
+    )
+    _need_overlap(variances)
+    return SetScore(means, variances)
+
+
+def original_score(results: Sequence[ViewResult]) -> float:
+    """The score of the original benchmark in percent, with all the rounding of its code; ValueError as above."""
+    exact = set_score(results)
+    variances = {metric: _round(value, VARIANCE_DECIMALS[metric]) for metric, value in exact.variances.items()}
+    _need_overlap(variances)
+    return _round(100 * SetScore(exact.means, variances).original, RESULT_DECIMALS)
 
 
 def verified_components(result: ViewResult) -> dict[str, float]:
     """The four components of the Verified score of one view, each in 0..1: how near to the physical variance it is."""
     components = {
-        metric: min(result.first.mean(metric) / (result.variance.mean(metric) + EPSILON), 1.0) for metric in IOUS
+        metric: _clip(result.first.mean(metric) / (result.variance.mean(metric) + EPSILON)) for metric in IOUS
     }
     excess = result.first.mean("mse") / (result.variance.mean("mse") + EPSILON)
     components["mse"] = 1.0 / excess if excess > 1 else 1.0
@@ -148,8 +171,8 @@ def verified_score(results: Sequence[ViewResult]) -> VerifiedScore:
     """The score of Physics-IQ Verified: every view's four components, clipped, then the mean. ValueError for none."""
     _need_some(results)
     views = [verified_components(result) for result in results]
-    components = {metric: 100 * _mean([view[metric] for view in views]) for metric in METRICS}
-    return VerifiedScore(_mean(list(components.values())), components)
+    components = {metric: _mean([view[metric] for view in views]) for metric in METRICS}
+    return VerifiedScore(_mean([_mean(list(view.values())) for view in views]), components)
 
 
 def _need_some(results: Sequence[ViewResult]) -> None:
@@ -157,5 +180,26 @@ def _need_some(results: Sequence[ViewResult]) -> None:
         raise ValueError("no compared videos to score")
 
 
+def _need_overlap(variances: dict[str, float]) -> None:
+    if not all(variances[metric] for metric in IOUS):
+        raise ValueError(
+            "the two real takes overlap nowhere, so that the Original Physics-IQ score is not defined: "
+            + ", ".join(f"mean {metric} {variances[metric]:g}" for metric in IOUS)
+        )
+
+
+def _combine(parts: dict[str, float]) -> float:
+    return sum(parts[metric] for metric in IOUS) / len(IOUS) - parts["mse"]
+
+
+def _clip(value: float) -> float:
+    return min(max(value, 0.0), 1.0)
+
+
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values))
+
+
+def _round(value: float, decimals: int) -> float:
+    """As NumPy does it, which the official code uses for means."""
+    return float(np.round(np.float64(value), decimals))

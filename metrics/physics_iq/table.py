@@ -86,6 +86,15 @@ def find_benchmark(data: Path) -> Path:
     )
 
 
+def split_folder(root: Path, part: Literal["conditioning", "testing"], fps: float) -> Path:
+    """The folder of ``split-videos`` with the clips of one rate; ``conditioning-videos`` is ``conditioning``, too.
+
+    The official description calls the folders one way and its downloader another. Neither need be there.
+    """
+    folders = [root / "split-videos" / name / f"{int(fps)}FPS" for name in (part, f"{part}-videos")]
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+
 def find_descriptions(data: Path, prompts: PromptSet = "original") -> Path:
     """The table with the ``prompts`` for the benchmark in ``data``, in it or beside it."""
     root = find_benchmark(data)

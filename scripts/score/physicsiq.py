@@ -8,8 +8,10 @@ Examples:
 
 The configuration that scripts/sample.py leaves in its output folder says what is where, and its samples are verified
 first, seeds included. Other videos are given with --generated: the folder they are in, or one that holds several such
-folders. Nothing is scored unless every video is there, can be decoded and lasts 5 s. The scores folder gets NAME.csv
-(official layout) and NAME_metrics.json for each folder of videos, and scores.md, which is also printed.
+folders. A folder is not scored unless every video is there, can be decoded and lasts 5 s. The scores folder gets, for
+each folder of videos, NAME.csv and NAME_metrics.json as the official evaluator writes them and NAME_details.json (of
+categories and views); with --layout verified also models/MODEL_verified.csv and MODEL_original.csv, the official form
+of mean and deviation over runs; and scores.md, which is also printed.
 """
 
 import argparse
@@ -20,7 +22,6 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -36,8 +37,9 @@ from harness.program import make_parser, run_program
 from harness.sidecar import save_json
 from inference.config import require_path
 from inference.files import replacing
-from metrics.physics_iq.files import Benchmark, check_generated, score_view
-from metrics.physics_iq.report import RUN_NAME, aggregate, markdown_table, official_table, summarise
+from metrics.physics_iq.files import Benchmark, check_generated, refuse_videos, score_or_problem
+from metrics.physics_iq.official import SCORE_TYPES, aggregate_table, group_runs, official_metrics, official_table
+from metrics.physics_iq.report import details, markdown_table
 from metrics.physics_iq.scores import ViewResult
 from metrics.physics_iq.table import ScenarioView, find_descriptions, read_descriptions
 from sampling.config import PhysicsIqRun
@@ -131,34 +133,42 @@ def score(videos: Videos, processes: int | None) -> str:
     if verified:
         check_run_names(videos.folders)
     rates = {folder: check_generated(folder, views) for folder in videos.folders}
+    benchmarks = {fps: Benchmark(videos.data, fps) for fps in rates.values()}
     videos.scores.mkdir(parents=True, exist_ok=True)
-    runs: dict[str, dict[str, Any]] = {}
+    runs: dict[str, dict[str, float]] = {}
     for folder, fps in rates.items():
-        results = list(zip(views, compare_all(Benchmark(videos.data, fps), views, folder, processes), strict=True))
-        runs[folder.name] = {"layout": videos.layout, "fps": fps, **summarise(results)}
-        with replacing(videos.scores / f"{folder.name}.csv") as part:
-            part.write_text(official_table(results), encoding="utf-8")
+        results = list(zip(views, compare_all(benchmarks[fps], views, folder, processes), strict=True))
+        runs[folder.name] = official_metrics([result for _, result in results])
+        write_text(videos.scores / f"{folder.name}.csv", official_table(results))
         save_json(videos.scores / f"{folder.name}_metrics.json", runs[folder.name])
-    models = aggregate(runs) if verified else {}
-    if models:
-        save_json(videos.scores / "models.json", models)
-    table = markdown_table(runs, models)
-    with replacing(videos.scores / "scores.md") as part:
-        part.write_text(table, encoding="utf-8")
+        more = {"layout": videos.layout, "fps": fps, **details(results)}
+        save_json(videos.scores / f"{folder.name}_details.json", more)
+    if verified:
+        write_models(videos.scores / "models", runs)
+    table = markdown_table(runs, models=verified)
+    write_text(videos.scores / "scores.md", table)
     return table
+
+
+def write_models(folder: Path, runs: dict[str, dict[str, float]]) -> None:
+    """Both scores of every model over its runs, in the form of the official aggregation."""
+    folder.mkdir(exist_ok=True)
+    for model, names in group_runs(list(runs)).items():
+        for score_type in SCORE_TYPES:
+            table = aggregate_table(model, [runs[name] for name in names], score_type)
+            write_text(folder / f"{model}_{score_type}.csv", table)
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def check_run_names(folders: list[Path]) -> None:
     """ValueError where a folder of the Verified layout is not named as a run; a warning where a run is lacking."""
-    counts: dict[str, int] = {}
-    for folder in folders:
-        match = RUN_NAME.fullmatch(folder.name)
-        if match is None:
-            raise ValueError(f"{folder} is not named MODEL-op-run_NN or MODEL-bpp-run_NN, as layout verified has it")
-        counts[match["model"]] = counts.get(match["model"], 0) + 1
-    for model, count in counts.items():
-        if count != VERIFIED_RUNS:
-            logger.warning("%s has %d runs; Verified asks for %d", model, count, VERIFIED_RUNS)
+    for model, runs in group_runs([folder.name for folder in folders]).items():
+        if len(runs) != VERIFIED_RUNS:
+            logger.warning("%s has %d runs; Verified asks for %d", model, len(runs), VERIFIED_RUNS)
 
 
 def compare_all(
@@ -168,17 +178,19 @@ def compare_all(
     if processes is None:
         processes = (os.cpu_count() or 1) if len(views) >= WORTH_PROCESSES else 1
     arguments = ([benchmark] * len(views), views, [folder / view.generated_name for view in views])
-    progress = tqdm(total=len(views), unit="video", desc=folder.name, disable=None)
-    with progress:
+    with tqdm(total=len(views), unit="video", desc=folder.name, disable=None) as progress:
         if processes <= 1:
-            return [advance(progress, score_view(*each)) for each in zip(*arguments, strict=True)]
-        # Forked processes would inherit the locks of OpenCV's threads.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes, context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-            return [advance(progress, result) for result in pool.map(score_view, *arguments)]
+            found = [advance(progress, score_or_problem(*each)) for each in zip(*arguments, strict=True)]
+        else:
+            # Forked processes would inherit the locks of OpenCV's threads.
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(processes, context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+                found = [advance(progress, each) for each in pool.map(score_or_problem, *arguments)]
+    refuse_videos(folder, [each for each in found if isinstance(each, str)], len(views))
+    return [each for each in found if isinstance(each, ViewResult)]
 
 
-def advance(progress: tqdm, result: ViewResult) -> ViewResult:
+def advance(progress: tqdm, result: ViewResult | str) -> ViewResult | str:
     progress.update()
     return result
 

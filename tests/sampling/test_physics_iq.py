@@ -103,6 +103,14 @@ def test_the_method_does_not_change_the_seed(data: Path) -> None:
     assert [task.seed for task in first] != [task.seed for task in list_original(data, 2, "m", "v2v").tasks]
 
 
+def test_conditioning_clips_in_the_folder_that_the_description_names(data: Path) -> None:
+    split = data / "physics-IQ-benchmark" / "split-videos"
+    (split / "conditioning").rename(split / "conditioning-videos")
+    tasks = list_original(data, 1, "m", "v2v").tasks
+    clips = split / "conditioning-videos" / "24FPS"
+    assert [task.conditioning for task in tasks] == [clips / clip_name(number) for number in range(1, 199)]
+
+
 def test_a_missing_conditioning_file_is_named(data: Path) -> None:
     (data / "physics-IQ-benchmark" / "switch-frames" / frame_name(17)).unlink()
     assert len(list_original(data, 1, "m", "v2v").tasks) == 198

@@ -10,6 +10,7 @@ from metrics.physics_iq.scores import (
     compare,
     compare_view,
     original_score,
+    set_score,
     verified_components,
     verified_score,
 )
@@ -58,6 +59,10 @@ def test_the_ious_count_pixels() -> None:
     assert found.spatiotemporal_iou == pytest.approx(per_frame, abs=1e-12)
     assert found.spatial_iou == pytest.approx(anywhere[0] / anywhere[1], abs=1e-12)
     assert found.weighted_spatial_iou == pytest.approx(smaller / larger, abs=1e-12)
+    # NumPy's own floats print as "np.float64(0.5)", which is no number in a table.
+    assert {type(value) for value in (found.spatial_iou, found.weighted_spatial_iou, *found.spatiotemporal_iou)} == {
+        float
+    }
     assert len({round(value, 6) for value in (found.spatial_iou, found.weighted_spatial_iou, *per_frame)}) == 5
 
 
@@ -96,39 +101,49 @@ RESULTS = [
 
 def test_the_original_score_is_a_ratio_of_means() -> None:
     overlap = (0.4 / 0.6 + 0.45 / 0.7 + 0.4 / 0.75) / 3
-    found = original_score(RESULTS)
-    assert found.score == round(100 * (overlap - (0.02 - 0.015)), 2) == 60.93
+    assert original_score(RESULTS) == round(100 * (overlap - (0.02 - 0.015)), 2) == 60.93
+    found = set_score(RESULTS)
     assert found.means == pytest.approx(
         {"spatiotemporal_iou": 0.4, "spatial_iou": 0.45, "weighted_spatial_iou": 0.4, "mse": 0.02}
     )
     assert found.variances == pytest.approx(
         {"spatiotemporal_iou": 0.6, "spatial_iou": 0.7, "weighted_spatial_iou": 0.75, "mse": 0.015}
     )
-    assert original_score(RESULTS, rounded=False).score == pytest.approx(100 * (overlap - 0.005), abs=1e-10)
+    assert found.original == found.raw == pytest.approx(overlap - 0.005, abs=1e-12)
 
 
 def test_the_original_score_is_clipped() -> None:
     perfect = result(comparison(0, 1, 1, 1), comparison(0.01, 0.5, 0.5, 0.5))
     hopeless = result(comparison(0.9, 0, 0, 0), comparison(0.01, 0.5, 0.5, 0.5))
-    assert (original_score([perfect]).score, original_score([hopeless]).score) == (100, 0)
+    assert (original_score([perfect]), original_score([hopeless])) == (100, 0)
+    assert set_score([perfect]).raw == pytest.approx(2.01) and set_score([perfect]).original == 1
+    assert set_score([hopeless]).raw == pytest.approx(-0.89) and set_score([hopeless]).original == 0
 
 
-def test_the_original_score_rounds_as_the_official_code() -> None:
-    # Entries of lists lose their fifth decimal before the mean, other values do not.
+def test_entries_of_lists_are_rounded_before_their_mean_and_nothing_else_is() -> None:
     first = Comparison((0.00004, 0.00014), (0.30004, 0.40004), 0.300049, 0.300049)
     variance = Comparison((0.02004, 0.02014), (0.50004, 0.60004), 0.6000449, 0.7000449)
-    found = original_score([ViewResult(first, first, variance)])
+    found = set_score([ViewResult(first, first, variance)])
     assert found.means == pytest.approx(
         {"mse": 0.00005, "spatiotemporal_iou": 0.35, "spatial_iou": 0.300049, "weighted_spatial_iou": 0.300049},
         abs=1e-15,
     )
-    assert found.variances["spatiotemporal_iou"] == pytest.approx(0.55, abs=1e-15)
-    assert found.variances["spatial_iou"] == 0.60004  # five decimals
-    assert found.variances["weighted_spatial_iou"] == 0.7  # four
-    assert found.variances["mse"] in (0.02, 0.0201)  # the mean of 0.0200 and 0.0201, at the edge
-    assert found.score == round(found.score, 2)
-    exact = original_score([ViewResult(first, first, variance)], rounded=False)
-    assert exact.means["mse"] == pytest.approx(0.00009) and exact.variances["mse"] == pytest.approx(0.02009)
+    assert found.variances == pytest.approx(
+        {"mse": 0.02005, "spatiotemporal_iou": 0.55, "spatial_iou": 0.6000449, "weighted_spatial_iou": 0.7000449},
+        abs=1e-15,
+    )
+    # Not 0.0002, to which NumPy rounds it.
+    assert Comparison((0.00025,), (1.0,), 1.0, 1.0).mean("mse") == 0.0003
+
+
+def test_the_original_score_rounds_variances_and_itself() -> None:
+    first = Comparison((0.0,), (0.45,), 0.2, 0.2)
+    # Spatial to five decimals, weighted spatial to four.
+    variance = Comparison((0.0,), (0.5,), 0.2400449, 0.2400449)
+    found = original_score([ViewResult(first, first, variance)])
+    assert found == round(100 * (0.45 / 0.5 + 0.2 / 0.24004 + 0.2 / 0.24) / 3, 2) == 85.55
+    # Nothing but the first rounding: 100 * (0.9 + 2 * 0.2 / 0.2400449) / 3 = 85.5452, and of 0.2401: 85.53.
+    assert set_score([ViewResult(first, first, variance)]).original == pytest.approx(0.855452, abs=1e-6)
 
 
 def test_the_original_score_needs_real_takes_that_overlap() -> None:
@@ -136,6 +151,9 @@ def test_the_original_score_needs_real_takes_that_overlap() -> None:
         original_score([result(comparison(0, 0, 0, 0), comparison(0.1, 0, 0, 0))])
     with pytest.raises(ValueError, match="no compared videos"):
         original_score([])
+    # What is there vanishes when it is rounded.
+    with pytest.raises(ValueError, match=r"overlap nowhere.*mean spatial_iou 0"):
+        original_score([result(comparison(0, 1, 1, 1), Comparison((0.1,), (0.5,), 0.000001, 0.5))])
 
 
 def test_the_verified_score_is_a_mean_of_clipped_ratios() -> None:
@@ -146,14 +164,24 @@ def test_the_verified_score_is_a_mean_of_clipped_ratios() -> None:
     # In the second view the error is below the physical variance: 1 and not 2.
     second = (0.6 / 0.7 + 0.5 / 0.6 + 0.5 / 0.9 + 1) / 4
     found = verified_score(RESULTS)
-    assert found.score == pytest.approx(100 * ((0.4 + 0.5 + 0.5 + 1 / 3) / 4 + second) / 2, rel=1e-5)
-    assert found.components["mse"] == pytest.approx(100 * (1 / 3 + 1) / 2, rel=1e-5)
+    assert found.score == pytest.approx(((0.4 + 0.5 + 0.5 + 1 / 3) / 4 + second) / 2, rel=1e-5)
+    assert found.components["mse"] == pytest.approx((1 / 3 + 1) / 2, rel=1e-5)
+
+
+def test_the_verified_score_rounds_entries_of_lists() -> None:
+    # Rounded, the error is the physical variance; exactly, it is more than twice as large.
+    first = Comparison((0.00014, 0.00014), (0.30004, 0.30004), 0.4, 0.4)
+    variance = Comparison((0.00006, 0.00006), (0.60006, 0.60006), 0.8, 0.8)
+    found = verified_score([ViewResult(first, first, variance)])
+    assert found.components["mse"] == 1
+    assert found.components["spatiotemporal_iou"] == pytest.approx(0.3 / 0.6001, rel=1e-7)
+    assert found.score == pytest.approx((0.3 / 0.6001 + 0.5 + 0.5 + 1) / 4, rel=1e-7)
 
 
 def test_the_verified_score_where_something_is_nothing() -> None:
     perfect = result(comparison(0, 1, 1, 1), comparison(0, 1, 1, 1))
-    assert verified_score([perfect]).score == pytest.approx(100, abs=1e-5)
+    assert verified_score([perfect]).score == pytest.approx(1, abs=1e-7)
     nowhere = result(comparison(0.5, 0, 0, 0), comparison(0, 0, 0, 0))
-    assert verified_score([nowhere]).score == pytest.approx(0, abs=1e-4)
+    assert verified_score([nowhere]).score == pytest.approx(0, abs=1e-6)
     with pytest.raises(ValueError, match="no compared videos"):
         verified_score([])

@@ -13,14 +13,14 @@ from sampling.config import read_run
 from sampling.job import make_job
 from tests.fake_checkout import fake_checkout
 from tests.loading import load_script
+from tests.metrics.physics_iq.strict_reader import read_table, scores_of
 from tests.paths import ROOT
-from tests.physics_iq_folder import FPS, generated_names, submit_still, submit_take
+from tests.physics_iq_folder import FPS, VIEWS, generated_names, submit_still, submit_take
 from tests.tiny_runs import make_samples, write_run
 
 pytestmark = pytest.mark.slow
 
 NAMES = list(generated_names())
-COMPONENTS = ("spatiotemporal_iou", "spatial_iou", "weighted_spatial_iou", "mse")
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +48,20 @@ def test_every_folder_of_videos_is_scored(
     arguments = ["--generated", runs, "--data", physics_iq, "--scores-folder", scores]
     assert script.main([str(argument) for argument in arguments]) == 0
     assert {path.name for path in scores.iterdir()} == {
-        *("filmed.csv", "filmed_metrics.json", "still.csv", "still_metrics.json", "scores.md")
+        *(f"{name}{end}" for name in ("filmed", "still") for end in (".csv", "_metrics.json", "_details.json")),
+        "scores.md",
     }
     filmed, still = (read_json(scores / f"{name}_metrics.json") for name in ("filmed", "still"))
-    assert filmed["final_score_origround"] == pytest.approx(100, abs=0.05) and filmed["fps"] == FPS
-    assert filmed["final_score_view"] == pytest.approx(100, abs=1e-3)
-    assert still["final_score_origround"] < 5 and set(still["categories"]) == {"Solid Mechanics", "Fluid Dynamics"}
-    rows = list(csv.DictReader((scores / "still.csv").open(encoding="utf-8")))
-    assert [row["scenario"] for row in rows] == ["trimmed-slide", "trimmed-pour"] and len(rows[0]) == 1 + 2 * 12
+    assert filmed["final_score_origround"] == pytest.approx(100, abs=0.05)
+    assert filmed["final_score_view"] == pytest.approx(1, abs=1e-5)
+    assert still["final_score_origround"] < 5
+    details = read_json(scores / "still_details.json")
+    assert details["fps"] == FPS and set(details["categories"]) == {"Solid Mechanics", "Fluid Dynamics"}
+    rows = read_table((scores / "still.csv").read_text(encoding="utf-8"), VIEWS)
+    assert [row["scenario"] for row in rows] == ["trimmed-slide.mp4", "trimmed-pour.mp4"]
+    expected = scores_of(rows, VIEWS)
+    assert {name: still[name] for name in expected} == pytest.approx(expected, rel=1e-12)
+    assert set(still) == {*expected, "final_score_origround"}
     printed = capsys.readouterr().out
     assert printed == (scores / "scores.md").read_text(encoding="utf-8")
     assert [line.split("|")[1].strip() for line in printed.splitlines()[2:]] == ["filmed", "still"]
@@ -79,13 +85,15 @@ def test_runs_of_the_verified_layout(physics_iq: Path, runs: Path, tmp_path: Pat
     assert "tiny-op has 2 runs; Verified asks for 4" in caplog.text
     scores = tmp_path / "out" / "scores"
     each = [read_json(scores / f"tiny-op-run_0{run}_metrics.json")["final_score_view"] for run in (1, 2)]
-    models = read_json(scores / "models.json")
-    assert models["tiny-op"]["final_score_view"]["mean"] == pytest.approx(sum(each) / 2)
-    assert models["tiny-op"]["final_score_view"]["std"] == pytest.approx(abs(each[0] - each[1]) / 2**0.5)
+    assert {path.name for path in (scores / "models").iterdir()} == {"tiny-op_verified.csv", "tiny-op_original.csv"}
+    (model,) = csv.DictReader((scores / "models" / "tiny-op_verified.csv").open(encoding="utf-8"))
+    assert model["Model"] == "tiny-op"
+    assert float(model["Phys-IQ verified mean"]) == pytest.approx(50 * sum(each), abs=0.005)
+    assert float(model["Phys-IQ verified std"]) == pytest.approx(100 * abs(each[0] - each[1]) / 2**0.5, abs=0.005)
     shutil.copytree(runs / "still", tmp_path / "other" / "tiny")
     command[1] = str(tmp_path / "other")
     assert script.main(command) == 1
-    assert "is not named MODEL-op-run_NN" in caplog.text
+    assert "'tiny' is not named MODEL-op-run_NN" in caplog.text
 
 
 def test_nothing_is_scored_where_one_video_is_missing(
@@ -96,6 +104,21 @@ def test_nothing_is_scored_where_one_video_is_missing(
     assert script.main(["--generated", str(tmp_path / "runs"), "--data", str(physics_iq)]) == 1
     assert f"{NAMES[2]} is missing" in caplog.text
     assert not (tmp_path / "runs" / "scores").exists()
+
+
+def test_a_folder_with_a_damaged_video_has_no_scores(
+    physics_iq: Path, runs: Path, tmp_path: Path, script: ModuleType, caplog
+) -> None:
+    shutil.copytree(runs / "filmed", tmp_path / "filmed")
+    for name in NAMES[1:3]:
+        contents = bytearray((tmp_path / "filmed" / name).read_bytes())
+        middle = contents.index(b"mdat") + 1100  # seen only where the pictures are decoded
+        contents[middle : middle + 300] = b"\xff" * 300
+        (tmp_path / "filmed" / name).write_bytes(contents)
+    assert script.main(["--generated", str(tmp_path / "filmed"), "--data", str(physics_iq)]) == 1
+    assert f"{tmp_path / 'filmed'} cannot be scored, 4 videos are needed" in caplog.text
+    assert all(f"{name} is damaged" in caplog.text or f"{name} cannot be decoded" in caplog.text for name in NAMES[1:3])
+    assert not list(tmp_path.glob("scores/*"))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +167,7 @@ def test_a_sampling_run(checkpoint: Path, tmp_path: Path, script: ModuleType, ca
     assert "1 of 1 samples in" in caplog.text and "are not right, nothing is scored" in caplog.text
     make_samples(job)
     assert script.main([str(config)]) == 0
-    assert read_json(tmp_path / "out" / "scores" / "tiny_metrics.json")["scenario_views"] == 1
+    assert read_json(tmp_path / "out" / "scores" / "tiny_details.json")["scenario_views"] == 1
     video = job.output / job.tasks[0].path
     stray = Path(shutil.copy(video, video.with_name("0002_perspective-left_trimmed-other.mp4")))
     assert script.main([str(config)]) == 1
