@@ -6,8 +6,9 @@ The evaluator looks for ``PROMPT-INDEX.mp4`` with the prompt verbatim and only w
 import itertools
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import median
 
 from sampling.task import Listing, SampleTask, make_task, name_problem, prompt_problem, read_lines, refuse
 
@@ -38,6 +39,13 @@ SHARED = {
 DIMENSIONS = {name: name for name in PROMPT_FILES} | SHARED
 # A filter picks the static ones of these, so more are made.
 MANY_SAMPLES = "temporal_flickering"
+# Where VBench's augmented prompts have a file per prompt file: the folder itself, or one of these in it.
+AUGMENTED_BELOW = (
+    ".",
+    "prompts_per_dimension_longer",
+    "gpt_enhanced_prompts/prompts_per_dimension_longer",
+    "augmented_prompts/gpt_enhanced_prompts/prompts_per_dimension_longer",
+)
 
 
 def list_vbench(
@@ -57,7 +65,7 @@ def list_vbench(
         dimensions: some of the 16; files that several share are listed once.
         samples_per_prompt, flickering_samples: indices per prompt, and those of temporal_flickering.
         augmented: longer prompts for the model, the file keeping the original's name: a folder with a file per prompt
-            file, a text file in step with ``all_dimension.txt``, or a JSON object from original to augmented.
+            file, in it or in ``gpt_enhanced_prompts`` or ``prompts_per_dimension_longer`` below it, a text file in step with ``all_dimension.txt``, or a JSON object from original to augmented.
 
     Raises:
         FileNotFoundError, ValueError: with every prompt that cannot be made into a file name or given to the model.
@@ -124,13 +132,17 @@ def augmented_lines(folder: Path, stem: str, augmented: Path | None, texts: list
         return texts
     if augmented.is_dir():
         names = (f"{stem}.txt", f"{stem}_longer.txt")
-        path = next((augmented / name for name in names if (augmented / name).is_file()), None)
+        paths = [augmented / below / name for below in AUGMENTED_BELOW for name in names]
+        path = next((path for path in paths if path.is_file()), None)
         if path is None:
-            raise FileNotFoundError(f"{augmented} holds neither {names[0]} nor {names[1]}: no augmented prompts")
+            raise FileNotFoundError(
+                f"{augmented} holds neither {names[0]} nor {names[1]}, nor does {', '.join(AUGMENTED_BELOW[1:])} in it: "
+                "no augmented prompts"
+            )
         return in_step(path, folder / f"{stem}.txt", texts)
     if not augmented.is_file():
         raise FileNotFoundError(f"augmented prompts {augmented} do not exist")
-    table = read_table(augmented) if augmented.suffix == ".json" else read_parallel(augmented, folder)
+    table = read_table(augmented) if augmented.suffix == ".json" else read_parallel(augmented, folder, texts)
     refuse(
         (repr(text) for text in texts if text and text not in table),
         f"{augmented} has no augmented prompt for these of {stem}.txt",
@@ -157,12 +169,23 @@ def read_table(path: Path) -> dict[str, str]:
     return {key.strip(): value.strip() for key, value in table.items()}
 
 
-def read_parallel(path: Path, folder: Path) -> dict[str, str]:
-    """A text file whose lines go in step with ``all_dimension.txt``, which lies beside the prompt folder."""
+def read_parallel(path: Path, folder: Path, texts: Sequence[str]) -> dict[str, str]:
+    """What a text file has for ``texts``; its lines go in step with ``all_dimension.txt``, beside the prompt folder.
+
+    That file is one prompt file after the other, and a prompt that two of them have comes twice, augmented differently:
+    the line nearest to the other lines of ``texts`` counts.
+    """
     original = folder.parent / "all_dimension.txt"
     if not original.is_file():
         raise FileNotFoundError(
             f"{path} is read in step with {original}, which does not exist; give a folder or a JSON"
         )
-    texts = [text for _, text in read_lines(original)]
-    return dict(zip(texts, in_step(path, original, texts), strict=True))
+    everything = [text for _, text in read_lines(original)]
+    sent = in_step(path, original, everything)
+    lines: dict[str, list[int]] = {}
+    for number, text in enumerate(everything):
+        lines.setdefault(text, []).append(number)
+    found = [text for text in texts if text in lines]
+    once = [lines[text][0] for text in found if len(lines[text]) == 1]
+    middle = median(once) if once else 0
+    return {text: sent[min(lines[text], key=lambda number: abs(number - middle))] for text in found}

@@ -123,6 +123,32 @@ def test_augmented_prompts_from_a_folder(data: Path, tmp_path: Path) -> None:
         list_vbench(data, 1, dimensions=["scene"], augmented=folder)
 
 
+def test_a_prompt_of_two_files_has_two_augmentations(data: Path, tmp_path: Path) -> None:
+    lines = (data / "prompts" / "all_dimension.txt").read_text(encoding="utf-8").splitlines()
+    stems = [stem for stem, count in LINES.items() for _ in range(count)]
+    longer = tmp_path / "all_longer.txt"
+    longer.write_text(
+        "".join(f"{stem}: {line}\n" for stem, line in zip(stems, lines, strict=True)), encoding="utf-8"
+    )
+    tasks = list_vbench(data, 1, samples_per_prompt=1, flickering_samples=1, augmented=longer).tasks
+    assert len(tasks) == ALL
+    assert {str(task.path): task.prompt for task in tasks} == {
+        str(task.path): f"{task.path.parent}: {task.path.name.removesuffix('-0.mp4')}" for task in tasks
+    }
+
+
+@pytest.mark.parametrize("given", ["prompts", "prompts/augmented_prompts", "prompts/augmented_prompts/gpt_enhanced_prompts"])
+def test_augmented_prompts_of_a_checkout_are_found_below_the_folder(data: Path, given: str) -> None:
+    folder = data / "prompts" / "augmented_prompts" / "gpt_enhanced_prompts" / "prompts_per_dimension_longer"
+    folder.mkdir(parents=True)
+    text = "".join(f"a longer text, number {n}\n" for n in range(86))
+    (folder / "scene_longer.txt").write_text(text, encoding="utf-8")
+    tasks = list_vbench(data, 1, dimensions=["scene"], samples_per_prompt=1, augmented=data / given).tasks
+    assert [task.prompt for task in tasks] == text.splitlines()
+    with pytest.raises(FileNotFoundError, match=r"neither color\.txt nor color_longer\.txt, nor does prompts_per_dim"):
+        list_vbench(data, 1, dimensions=["color"], augmented=data / given)
+
+
 def test_augmented_prompts_from_a_file(data: Path, tmp_path: Path) -> None:
     lines = (data / "prompts" / "all_dimension.txt").read_text(encoding="utf-8").splitlines()
     table = {line: line.upper() for line in lines}
