@@ -28,9 +28,21 @@ SAFE_PATH = re.compile(r"[\w@%+=:,./-]+")
 # Indices that the evaluator looks for.
 INDICES = 5
 FILTERED = "temporal_flickering"
+# Written by the static filter once it has looked at every video.
+FILTER_REPORT = "filtered_static_video.json"
+# Of the evaluator's networks, the filter's is fetched with this dimension and by nothing else.
+FILTER_WEIGHTS_FROM = "dynamic_degree"
 LOG = "evaluator.log"
 RECORD = "evaluation.json"
 LOG_LINES_SHOWN = 15
+TRACEBACK = "Traceback (most recent call last):"
+# torchrun puts the number of the process before its lines.
+RANK = re.compile(r"^\[rank\d+\]: ?")
+# With which torchrun ends whatever happened.
+LAUNCHER_ERROR = "ChildFailedError"
+NO_GPU = re.compile(r"NCCL|NVIDIA driver|not compiled with CUDA|no CUDA GPUs|no CUDA-capable device", re.IGNORECASE)
+GPU_NEEDED = """the evaluator needs an NVIDIA GPU (it starts NCCL in any case): score on a machine with one, where the \
+run's whole output folder can be copied and its sampling.yaml given"""
 OWN_FILES = (LOG, RECORD, f"*{RESULTS_SUFFIX}", "*_full_info.json")
 
 INSTALL = """it pins old libraries (numpy < 2, transformers 4.33.2), so give it an environment of its own, once:
@@ -86,7 +98,7 @@ def evaluate(
             temporal_flickering.
 
     Raises:
-        EvaluatorError: there is no result; the end of the evaluator's log is in the message.
+        EvaluatorError: there is no result; the message has the Python error from the evaluator's log, or the log's end.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for pattern in OWN_FILES:
@@ -102,15 +114,24 @@ def evaluate(
         if static_filter:
             picked = Path(temporary) / "static"
             run(evaluator, ["static_filter", "--videos_path", str(linked), "--result_path", str(picked)], folder)
+            if not (picked / FILTER_REPORT).is_file():
+                raise EvaluatorError(
+                    f"{dimension}: the static filter failed; where its weights are missing, judge "
+                    f"{FILTER_WEIGHTS_FROM} first, which fetches them; --no_static_filter judges the first five videos "
+                    "of each prompt" + log_hint(folder)
+                )
             linked = picked / "filtered_videos"
         given = len(list(linked.glob("*.mp4")))
         if not given:
-            raise EvaluatorError(f"{dimension}: no videos to judge" + failure_hint(folder, static_filter))
+            raise EvaluatorError(
+                f"{dimension}: no videos to judge (none was found static; --no_static_filter judges the first five of "
+                "each prompt)" + log_hint(folder)
+            )
         command = ["evaluate", "--videos_path", str(linked), "--dimension", dimension, "--output_path", "."]
         run(evaluator, [*command, "--ngpus", str(ngpus)], folder)
     results = sorted(folder.glob(f"*{RESULTS_SUFFIX}"))
     if len(results) != 1:
-        raise EvaluatorError(f"the evaluator gave no result for {dimension}" + failure_hint(folder))
+        raise EvaluatorError(f"the evaluator gave no result for {dimension}" + log_hint(folder))
     evaluation = Evaluation(dimension, results[0].name, given, static_filter)
     (folder / RECORD).write_text(json.dumps(asdict(evaluation), indent=1) + "\n", encoding="utf-8")
     return evaluation
@@ -131,13 +152,36 @@ def run(evaluator: Path, arguments: Sequence[str], folder: Path) -> None:
         )
 
 
-def failure_hint(folder: Path, static_filter: bool = False) -> str:
-    """Where the log is, and its end."""
+def in_order(dimensions: Sequence[str]) -> list[str]:
+    """Dimensions as they are to be judged: the one that is filtered follows those that fetch the filter's weights."""
+    return sorted(dimensions, key=lambda dimension: dimension == FILTERED)
+
+
+def log_hint(folder: Path) -> str:
+    """Where the log is, and what it says of the cause: the last Python error in it, or else its end."""
     log = folder / LOG
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-    end = "\n  ".join(lines[-LOG_LINES_SHOWN:])
-    hint = " (none was found static; --no_static_filter judges the first five of each prompt)" if static_filter else ""
-    return f"{hint}; {log} ends with:\n  {end}" if lines else hint
+    if not lines:
+        return ""
+    error = python_error(lines)
+    advice = f"; {GPU_NEEDED}" if error and NO_GPU.search(error[-1]) else ""
+    said = "says" if error else "ends with"
+    return f"{advice}; {log} {said}:\n  " + "\n  ".join((error or lines)[-LOG_LINES_SHOWN:])
+
+
+def python_error(lines: Sequence[str]) -> list[str]:
+    """The last traceback that is not the launcher's own, down to the line that names the error, if any."""
+    found: list[str] = []
+    block: list[str] | None = None
+    for line in (RANK.sub("", line) for line in lines):
+        if line.startswith(TRACEBACK):
+            block = [line]
+        elif block is not None:
+            block.append(line)
+            if line and not line[0].isspace():
+                found = found if LAUNCHER_ERROR in line else block
+                block = None
+    return found
 
 
 def earlier_evaluation(folder: Path, dimension: str, videos: Sequence[Path], static_filter: bool) -> Evaluation | None:

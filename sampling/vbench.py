@@ -39,6 +39,8 @@ SHARED = {
 DIMENSIONS = {name: name for name in PROMPT_FILES} | SHARED
 # A filter picks the static ones of these, so more are made.
 MANY_SAMPLES = "temporal_flickering"
+# Samples per prompt that VBench asks for, and those of temporal_flickering.
+ASKED, ASKED_FLICKERING = 5, 25
 # Where VBench's augmented prompts have a file per prompt file: the folder itself, or one of these in it.
 AUGMENTED_BELOW = (
     ".",
@@ -53,8 +55,8 @@ def list_vbench(
     base_seed: int,
     *,
     dimensions: Iterable[str] = tuple(DIMENSIONS),
-    samples_per_prompt: int = 5,
-    flickering_samples: int = 25,
+    samples_per_prompt: int = ASKED,
+    flickering_samples: int = ASKED_FLICKERING,
     augmented: Path | None = None,
 ) -> Listing:
     """Every video that the dimensions need, FOLDER/PROMPT-INDEX.mp4; groups are the dimensions.
@@ -65,7 +67,8 @@ def list_vbench(
         dimensions: some of the 16; files that several share are listed once.
         samples_per_prompt, flickering_samples: indices per prompt, and those of temporal_flickering.
         augmented: longer prompts for the model, the file keeping the original's name: a folder with a file per prompt
-            file, in it or in ``gpt_enhanced_prompts`` or ``prompts_per_dimension_longer`` below it, a text file in step with ``all_dimension.txt``, or a JSON object from original to augmented.
+            file (in it or in a folder of `AUGMENTED_BELOW`), a text file in step with ``all_dimension.txt``, or a JSON
+            object from original to augmented.
 
     Raises:
         FileNotFoundError, ValueError: with every prompt that cannot be made into a file name or given to the model.
@@ -88,6 +91,21 @@ def list_vbench(
     refuse(problems, f"prompts in {folder} that no sample can be made of; correct or remove these lines")
     tasks = tuple(itertools.chain.from_iterable(of_file.values()))
     return Listing(tasks, {name: of_file[DIMENSIONS[name]] for name in wanted})
+
+
+def protocol(dimensions: Iterable[str], samples_per_prompt: int, flickering_samples: int, static_filter: bool) -> str:
+    """In one line how videos were made and picked, beside what VBench asks for: to be printed with every result."""
+    wanted = list(dimensions)
+    files = len({DIMENSIONS[name] for name in wanted})
+    indices = "index 0" if samples_per_prompt == 1 else f"indices 0 to {samples_per_prompt - 1}"
+    parts = [f"{indices} of each prompt", f"{files} of {len(PROMPT_FILES)} prompt files"]
+    if MANY_SAMPLES in wanted:
+        filtered = "picked as static from" if static_filter else "not filtered,"
+        parts.append(f"temporal flickering {filtered} {flickering_samples} per prompt")
+    full = samples_per_prompt == ASKED and files == len(PROMPT_FILES) and static_filter
+    full = full and flickering_samples == ASKED_FLICKERING
+    asked = f"VBench asks for indices 0 to {ASKED - 1}, all files, static ones of {ASKED_FLICKERING}"
+    return "; ".join(parts) + ("" if full else f" ({asked})")
 
 
 def find_prompt_folder(data: Path) -> Path:
@@ -136,8 +154,8 @@ def augmented_lines(folder: Path, stem: str, augmented: Path | None, texts: list
         path = next((path for path in paths if path.is_file()), None)
         if path is None:
             raise FileNotFoundError(
-                f"{augmented} holds neither {names[0]} nor {names[1]}, nor does {', '.join(AUGMENTED_BELOW[1:])} in it: "
-                "no augmented prompts"
+                f"{augmented} holds neither {names[0]} nor {names[1]}, nor does "
+                f"{', '.join(AUGMENTED_BELOW[1:])} in it: no augmented prompts"
             )
         return in_step(path, folder / f"{stem}.txt", texts)
     if not augmented.is_file():

@@ -18,14 +18,16 @@ STEM = "results_2026-11-22-10:00:00"
 def install(folder: Path, **knows: Any) -> Path:
     """Make the command FOLDER/vbench.
 
-    Of ``knows`` it reads: prompts; scores by dimension; broken, dimensions that fail; static, file names that its
-    filter keeps; unseen, file names without their object.
+    Of ``knows`` it reads: prompts; scores by dimension; broken, dimensions that fail; error, what is logged then;
+    static, file names that its filter keeps; crash, what the filter logs as it fails; unseen, file names without their
+    object.
     """
     folder.mkdir(parents=True, exist_ok=True)
     command = folder / "vbench"
     command.write_text(f"#!{sys.executable}\n{Path(__file__).read_text(encoding='utf-8')}", encoding="utf-8")
     command.chmod(0o755)
     defaults = {"prompts": [], "scores": {}, "broken": [], "static": [], "unseen": []}
+    defaults |= {"error": "RuntimeError: out of memory", "crash": ""}
     (folder / "knows.json").write_text(json.dumps(defaults | knows), encoding="utf-8")
     return command
 
@@ -45,23 +47,26 @@ def main() -> None:
     with (here / "calls.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(note) + "\n")
     if sys.argv[1] == "static_filter":
-        pick_static(videos, names, knows, Path(arguments["--result_path"]) / "filtered_videos")
+        print(knows["crash"])
+        if not knows["crash"]:
+            pick_static(videos, names, knows, Path(arguments["--result_path"]))
     else:
         judge(videos, names, knows, arguments["--dimension"], Path(arguments["--output_path"]))
 
 
 def pick_static(videos: Path, names: list[str], knows: dict[str, Any], target: Path) -> None:
-    target.mkdir(parents=True)
+    (target / "filtered_videos").mkdir(parents=True)
+    (target / "filtered_static_video.json").write_text("{}", encoding="utf-8")
     for prompt in knows["prompts"]:
         static = [name for name in sorted(names) if name.rpartition("-")[0] == prompt and name in knows["static"]]
         for index, name in enumerate(static[:5]):
-            shutil.copy(videos / name, target / f"{prompt}-{index}.mp4")
+            shutil.copy(videos / name, target / "filtered_videos" / f"{prompt}-{index}.mp4")
 
 
 def judge(videos: Path, names: list[str], knows: dict[str, Any], dimension: str, output: Path) -> None:
     print("start evaluation of", dimension, flush=True)
     if dimension in knows["broken"]:
-        print("RuntimeError: out of memory")
+        print(knows["error"])
         return
     suffix = Path(names[0]).suffix
     wanted = [f"{prompt}-{index}{suffix}" for prompt in knows["prompts"] for index in range(5)]

@@ -37,8 +37,10 @@ from sampling.evaluator import (
     earlier_evaluation,
     evaluate,
     find_evaluator,
+    in_order,
 )
 from sampling.job import Job
+from sampling.vbench import protocol
 from sampling.verified import verified_job
 
 logger = logging.getLogger("score_vbench")
@@ -72,7 +74,7 @@ def score(args: argparse.Namespace) -> str:
     if not isinstance(job.run, VBenchRun):
         raise ValueError(f"{args.config} is a configuration for {job.run.benchmark}, not for vbench")
     scores = Path(args.scores_folder or job.output / "scores")
-    evaluations = {name: judge(args, evaluator, job, name, scores / name) for name in job.run.dimensions}
+    evaluations = {name: judge(args, evaluator, job, name, scores / name) for name in in_order(job.run.dimensions)}
     results = read_results(scores / name / evaluation.result for name, evaluation in evaluations.items())
     check_counts(evaluations, {name: results[name].judged for name in evaluations})
 
@@ -91,8 +93,15 @@ def score(args: argparse.Namespace) -> str:
             "static_filter": made.static_filter,
             "file": f"{name}/{made.result}",
         }
+    made_by = protocol(
+        job.run.dimensions,
+        job.run.samples_per_prompt,
+        job.run.flickering_samples,
+        any(each.static_filter for each in evaluations.values()),
+    )
     contents = {
         "model_name": job.model_name,
+        "protocol": made_by,
         "samples_per_prompt": job.run.samples_per_prompt,
         "total": None if overall is None else overall.total,
         "quality": None if overall is None else overall.quality,
@@ -100,7 +109,7 @@ def score(args: argparse.Namespace) -> str:
         "missing": missing,
         "dimensions": dimensions,
     }
-    table = markdown_table(results, overall)
+    table = f"{markdown_table(results, overall)}\nProtocol: {made_by}.\n"
     save_json(scores / "vbench.json", contents)
     with replacing(scores / "vbench.md") as part:
         part.write_text(table, encoding="utf-8")

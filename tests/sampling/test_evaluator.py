@@ -66,6 +66,100 @@ def test_no_static_video(tmp_path: Path) -> None:
         evaluate(evaluator, "temporal_flickering", videos, tmp_path / "scores", static_filter=True)
 
 
+MISSING_WEIGHTS = """\
+Traceback (most recent call last):
+  File "/env/vbench/cli/static_filter.py", line 37, in load_model
+    self.model.load_state_dict(torch.load(self.args.model))
+FileNotFoundError: [Errno 2] No such file or directory: '/root/.cache/vbench/raft_model/models/raft-things.pth'
+"""
+
+
+def test_a_static_filter_that_crashed_is_not_said_to_have_found_none(tmp_path: Path) -> None:
+    evaluator = install(tmp_path / "bin", prompts=PROMPTS, crash=MISSING_WEIGHTS)
+    videos = make_videos(tmp_path / "run", indices=6)
+    with pytest.raises(EvaluatorError) as error:
+        evaluate(evaluator, "temporal_flickering", videos, tmp_path / "scores", static_filter=True)
+    message = str(error.value)
+    assert "the static filter failed" in message and "none was found static" not in message
+    assert "FileNotFoundError: [Errno 2] No such file or directory: '/root/.cache/vbench/raft_model" in message
+    assert "dynamic_degree" in message, "which fetches the weights"
+    assert len(calls(evaluator)) == 1
+
+
+# As torchrun 2.5 leaves it: the error of the process, then its own, which says nothing of the cause.
+TORCHRUN = """\
+start evaluation
+[rank0]: Traceback (most recent call last):
+[rank0]:   File "/env/vbench/launch/evaluate.py", line 141, in <module>
+[rank0]:     main()
+[rank0]:   File "/env/vbench/motion_smoothness.py", line 88, in load_model
+[rank0]:     ckpt = torch.load(ckpt_path, map_location="cpu")
+[rank0]: _pickle.UnpicklingError: Weights only load failed. This file can still be loaded
+E1126 10:00:00.000000 123 torch/distributed/elastic/multiprocessing/api.py:869] failed (exitcode: 1) local_rank: 0
+Traceback (most recent call last):
+  File "<frozen runpy>", line 198, in _run_module_as_main
+  File "/env/torch/distributed/run.py", line 923, in <module>
+    main()
+  File "/env/torch/distributed/launcher/api.py", line 269, in launch_agent
+    raise ChildFailedError(
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+============================================================
+/env/vbench/cli/../launch/evaluate.py FAILED
+------------------------------------------------------------
+Failures:
+  <NO_OTHER_FAILURES>
+------------------------------------------------------------
+Root Cause (first observed failure):
+[0]:
+  time      : 2026-11-26_10:00:00
+  host      : node0
+  rank      : 0 (local_rank: 0)
+  exitcode  : 1 (pid: 124)
+  error_file: <N/A>
+  traceback : To enable traceback see: https://pytorch.org/docs/stable/elastic/errors.html
+============================================================
+"""
+
+
+def failure(tmp_path: Path, error: str) -> str:
+    evaluator = install(tmp_path / "bin", prompts=PROMPTS, broken=["color"], error=error)
+    with pytest.raises(EvaluatorError) as found:
+        evaluate(evaluator, "color", make_videos(tmp_path / "run", 5), tmp_path / "scores", static_filter=False)
+    return str(found.value)
+
+
+def test_the_cause_of_a_failure_is_shown_not_the_summary_of_torchrun(tmp_path: Path) -> None:
+    message = failure(tmp_path, TORCHRUN)
+    assert "_pickle.UnpicklingError: Weights only load failed. This file can still be loaded" in message
+    assert 'motion_smoothness.py", line 88' in message and "evaluator.log" in message
+    assert "ChildFailedError" not in message and "Root Cause" not in message and "GPU" not in message
+
+
+def test_an_error_before_the_launcher_started(tmp_path: Path) -> None:
+    text = (
+        'Traceback (most recent call last):\n  File "/env/bin/vbench", line 5, in <module>\n    import pkg_resources\n'
+    )
+    message = failure(tmp_path, text + "ModuleNotFoundError: No module named 'pkg_resources'\n")
+    assert message.rstrip().endswith("ModuleNotFoundError: No module named 'pkg_resources'")
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        "ValueError: ProcessGroupNCCL is only supported with GPUs, no GPUs found!",
+        "RuntimeError: Found no NVIDIA driver on your system.",
+        "RuntimeError: Distributed package doesn't have NCCL built in",
+        "AssertionError: Torch not compiled with CUDA enabled",
+    ],
+)
+def test_without_a_gpu_what_to_do_is_said(tmp_path: Path, cause: str) -> None:
+    text = f'Traceback (most recent call last):\n  File "/env/vbench/distributed.py", line 36, in dist_init\n{cause}\n'
+    message = failure(tmp_path, TORCHRUN.replace("start evaluation", text).replace("UnpicklingError", "GoneError"))
+    assert "GPU" not in message.replace(cause, ""), "an earlier error is not the cause"
+    message = failure(tmp_path / "alone", text)
+    assert cause in message and "needs an NVIDIA GPU" in message and "sampling.yaml" in message
+
+
 def test_a_failure_is_seen_though_the_status_is_zero(tmp_path: Path) -> None:
     evaluator = install(tmp_path / "bin", prompts=PROMPTS)
     videos = make_videos(tmp_path / "run", indices=5)

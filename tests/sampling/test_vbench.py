@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from inference.pipeline import sample_seed
-from sampling.vbench import DIMENSIONS, list_vbench
+from sampling.config import VBenchRun, read_run
+from sampling.vbench import DIMENSIONS, list_vbench, protocol
+from tests.paths import ROOT
 
 # Lines of the real prompt files.
 LINES = {
@@ -127,9 +129,7 @@ def test_a_prompt_of_two_files_has_two_augmentations(data: Path, tmp_path: Path)
     lines = (data / "prompts" / "all_dimension.txt").read_text(encoding="utf-8").splitlines()
     stems = [stem for stem, count in LINES.items() for _ in range(count)]
     longer = tmp_path / "all_longer.txt"
-    longer.write_text(
-        "".join(f"{stem}: {line}\n" for stem, line in zip(stems, lines, strict=True)), encoding="utf-8"
-    )
+    longer.write_text("".join(f"{stem}: {line}\n" for stem, line in zip(stems, lines, strict=True)), encoding="utf-8")
     tasks = list_vbench(data, 1, samples_per_prompt=1, flickering_samples=1, augmented=longer).tasks
     assert len(tasks) == ALL
     assert {str(task.path): task.prompt for task in tasks} == {
@@ -137,7 +137,9 @@ def test_a_prompt_of_two_files_has_two_augmentations(data: Path, tmp_path: Path)
     }
 
 
-@pytest.mark.parametrize("given", ["prompts", "prompts/augmented_prompts", "prompts/augmented_prompts/gpt_enhanced_prompts"])
+@pytest.mark.parametrize(
+    "given", ["prompts", "prompts/augmented_prompts", "prompts/augmented_prompts/gpt_enhanced_prompts"]
+)
 def test_augmented_prompts_of_a_checkout_are_found_below_the_folder(data: Path, given: str) -> None:
     folder = data / "prompts" / "augmented_prompts" / "gpt_enhanced_prompts" / "prompts_per_dimension_longer"
     folder.mkdir(parents=True)
@@ -215,3 +217,21 @@ def test_what_is_no_prompt_folder(tmp_path: Path) -> None:
     (tmp_path / "scene.txt").write_text("\n\n", encoding="utf-8")
     with pytest.raises(ValueError, match="holds no prompts"):
         names(tmp_path)
+
+
+def test_the_protocol_of_papers_on_caching(data: Path) -> None:
+    run = read_run(ROOT / "configs" / "sample" / "vbench_paper.yaml")
+    assert isinstance(run, VBenchRun)
+    listing = list_vbench(data, 1, samples_per_prompt=run.samples_per_prompt, flickering_samples=run.flickering_samples)
+    assert len(listing.tasks) == ALL and all(task.path.name.endswith("-0.mp4") for task in listing.tasks)
+    asked = "(VBench asks for indices 0 to 4, all files, static ones of 25)"
+    said = protocol(run.dimensions, run.samples_per_prompt, run.flickering_samples, static_filter=False)
+    assert said == (
+        f"index 0 of each prompt; 11 of 11 prompt files; temporal flickering not filtered, 1 per prompt {asked}"
+    )
+    three = ["overall_consistency", "aesthetic_quality", "subject_consistency", "motion_smoothness", "scene"]
+    assert protocol(three, 1, 1, static_filter=False) == f"index 0 of each prompt; 3 of 11 prompt files {asked}"
+    assert protocol(DIMENSIONS, 5, 25, static_filter=True) == (
+        "indices 0 to 4 of each prompt; 11 of 11 prompt files; temporal flickering picked as static from 25 per prompt"
+    )
+    assert asked in protocol(DIMENSIONS, 5, 25, static_filter=False)

@@ -65,9 +65,16 @@ def test_all_dimensions(script: ModuleType, config: Path, evaluator: Path, tmp_p
     printed = capsys.readouterr().out
     assert printed == (scores / "vbench.md").read_text(encoding="utf-8")
     assert f"| **Total** | | **{expected.total:.2f}** | |" in printed
+    assert printed.endswith(f"\nProtocol: {found['protocol']}.\n")
+    assert found["protocol"].startswith(
+        "index 0 of each prompt; 11 of 11 prompt files; temporal flickering picked as static from 6 per prompt (VBench "
+    )
     # Dimensions with shared prompts are judged on the shared videos.
     names = {call["--dimension"]: call["names"] for call in calls(evaluator) if call["command"] == "evaluate"}
     assert set(names) == set(DIMENSIONS)
+    # The static filter has no weights before dynamic degree fetched them.
+    order = [(call["command"], call.get("--dimension")) for call in calls(evaluator)]
+    assert order.index(("static_filter", None)) == order.index(("evaluate", "dynamic_degree")) + 1
     assert sorted(names["aesthetic_quality"]) == ["a cat-0.mp4", "the mat-0.mp4"]
 
     assert run(script, config, evaluator, scores) == 0
