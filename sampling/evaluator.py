@@ -47,7 +47,7 @@ OWN_FILES = (LOG, RECORD, f"*{RESULTS_SUFFIX}", "*_full_info.json")
 
 INSTALL = """it pins old libraries (numpy < 2, transformers 4.33.2), so give it an environment of its own, once:
   .venv/bin/uv venv --python 3.11 downloads/vbench
-  .venv/bin/uv pip install --python downloads/vbench/bin/python vbench==0.1.5
+  .venv/bin/uv pip install --python downloads/vbench/bin/python -r configs/vbench_environment.txt
 and, for object_class, multiple_objects, color and spatial_relationship, detectron2 as VBench's README says; \
 --evaluator names a vbench command elsewhere"""
 

@@ -42,8 +42,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = make_parser(__doc__)
-    parser.add_argument("original", type=Path, metavar="ORIGINAL", help="video file, or folder of videos")
-    parser.add_argument("generated", type=Path, metavar="GENERATED", help="video file, or folder with the same names")
+    parser.add_argument("videos", type=Path, nargs="*", metavar="VIDEOS", help="ORIGINAL GENERATED, files or folders")
+    parser.add_argument("--original_video", type=Path, metavar="ORIGINAL", help="video file, or folder of videos")
+    parser.add_argument("--generated_video", type=Path, metavar="GENERATED", help="video file, or folder of same names")
     parser.add_argument(
         "--output_path", type=Path, default=Path("outputs/metric"), help="folder for the files (default: %(default)s)"
     )
@@ -55,7 +56,13 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--no_lpips", action="store_true", help="leave LPIPS out")
     parser.add_argument("--batch", type=int, default=8, help="frames at a time (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
-    return parse(parser, argv)
+    args = parse(parser, argv)
+    named = [args.original_video, args.generated_video]
+    given = [*args.videos, *(path for path in named if path is not None)]
+    if len(given) != 2 or len(args.videos) == 1:
+        parser.error("give two videos or folders: ORIGINAL GENERATED, or --original_video and --generated_video")
+    args.original, args.generated = given
+    return args
 
 
 def measure(args: argparse.Namespace) -> None:

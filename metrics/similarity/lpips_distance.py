@@ -4,6 +4,7 @@ The library brings its own small weights, but takes AlexNet's from torchvision, 
 LPIPS is missing and everything else works; a local copy may be named instead.
 """
 
+import hashlib
 import logging
 import pickle
 import warnings
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 # AlexNet's first convolution and two poolings need this many pixels.
 MIN_SIZE = 31
+# How the checksum of torchvision's file begins, as its name says.
+ALEXNET_SHA256 = "7be5be79"
 
 
 class LpipsUnavailable(RuntimeError):
@@ -75,7 +78,17 @@ def load_lpips(
         warnings.simplefilter("ignore")  # the library calls torchvision in a way that it has deprecated
         network = lpips.LPIPS(net="alex", spatial=True, pnet_rand=True, verbose=False)
     _fill(network.net, state)
-    return LpipsDistance(network.eval().to(device or "cpu"), "torchvision" if weights is None else str(weights))
+    return LpipsDistance(network.eval().to(device or "cpu"), "torchvision" if weights is None else _identify(weights))
+
+
+def _identify(path: Path) -> str:
+    """The file with what its checksum says of it; a warning where it is not the file that torchvision downloads."""
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()[: len(ALEXNET_SHA256)]
+    if found == ALEXNET_SHA256:
+        return f"{path} (torchvision's, by its sha256 {found})"
+    logger.warning("warning: %s is not the file that torchvision has (sha256 %s...): no official LPIPS", path, found)
+    return f"{path} (sha256 {found}, not torchvision's {ALEXNET_SHA256})"
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

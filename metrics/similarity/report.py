@@ -60,55 +60,60 @@ def video_entry(result: Similarity) -> dict[str, Any]:
     }
 
 
+def shown(results: Results, names: Sequence[str] = tuple(FIGURES)) -> list[str]:
+    """Those of the figures that tables have a column for: LPIPS only where it was computed."""
+    computed = any(result.lpips is not None for result in results.values())
+    return [name for name in names if name != "lpips" or computed]
+
+
 def videos_csv(results: Results) -> str:
-    """A row per video; what is infinite or was not computed is empty."""
+    """A row per video; what is infinite is empty."""
+    columns = shown(results)
     rows = [
-        [name, len(result.mse), result.identical, result.identical_frames, *figures(result).values()]
+        [name, len(result.mse), result.identical, result.identical_frames, *map(figures(result).get, columns)]
         for name, result in results.items()
     ]
-    return _csv(["video", "frames", "identical", "identical_frames", *FIGURES], rows)
+    return _csv(["video", "frames", "identical", "identical_frames", *columns], rows)
 
 
 def frames_csv(results: Results) -> str:
     """A row per video and frame."""
-    rows = []
+    rows, columns = [], shown(results, PER_FRAME)
     for name, result in results.items():
         curves = per_frame(result)
         rows += [
-            [name, frame, *(None if (curve := curves[figure]) is None else curve[frame] for figure in PER_FRAME)]
+            [name, frame, *(None if (curve := curves[figure]) is None else curve[frame] for figure in columns)]
             for frame in range(len(result.mse))
         ]
-    return _csv(["video", "frame", *PER_FRAME], rows)
+    return _csv(["video", "frame", *columns], rows)
 
 
 def table(results: Results) -> str:
     """Lines for people: one per video, then mean and spread over those that differ."""
+    columns = shown(results)
     width = max(len("mean of the others"), *(len(name) for name in results))
-    head = "  ".join(
-        [f"{'video':{width}}", f"{'frames':>6}", *(f"{heading:>10}" for heading, _, _ in FIGURES.values())]
-    )
+    head = "  ".join([f"{'video':{width}}", f"{'frames':>6}", *(f"{FIGURES[name][0]:>10}" for name in columns)])
     lines = [head, "-" * len(head)]
     for name, result in results.items():
         if result.identical:
             lines.append(f"{name:{width}}  {len(result.mse):6d}  identical, left out of the mean")
         else:
-            lines.append(_line(f"{name:{width}}  {len(result.mse):6d}", figures(result)))
+            lines.append(
+                _line(f"{name:{width}}  {len(result.mse):6d}", {each: figures(result)[each] for each in columns})
+            )
     overall = summary(results)
     counted = overall["videos"] - overall["identical"]
     if counted and len(results) > 1:
         title = "mean of the others" if overall["identical"] else "mean"
         lines.append("-" * len(head))
-        lines.append(_line(f"{title:{width}}  {counted:6d}", {name: overall[name]["mean"] for name in FIGURES}))
+        lines.append(_line(f"{title:{width}}  {counted:6d}", {name: overall[name]["mean"] for name in columns}))
         if counted > 1:
-            lines.append(_line(f"{'deviation':{width}}  {'':6}", {name: overall[name]["std"] for name in FIGURES}))
+            lines.append(_line(f"{'deviation':{width}}  {'':6}", {name: overall[name]["std"] for name in columns}))
     return "\n".join(lines)
 
 
 def _line(front: str, values: Mapping[str, float | None]) -> str:
-    cells = [
-        f"{'-':>10}" if values[name] is None else f"{values[name]:10.{digits}f}"
-        for name, (_, _, digits) in FIGURES.items()
-    ]
+    cells = [f"{'-':>10}" if value is None else f"{value:10.{FIGURES[name][2]}f}" for name, value in values.items()]
     return "  ".join([front, *cells])
 
 

@@ -209,7 +209,9 @@ def test_videos_that_were_not_judged(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_an_evaluator_that_is_not_there_or_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(EvaluatorError, match=r"is not at .*nothing.*(?s:.*)uv pip install .*vbench==0\.1\.5"):
+    with pytest.raises(
+        EvaluatorError, match=r"is not at .*nothing.*(?s:.*)uv pip install .*-r configs/vbench_environment\.txt"
+    ):
         find_evaluator(str(tmp_path / "nothing"))
     with pytest.raises(EvaluatorError, match=r"cannot run from .*no spaces"):
         find_evaluator(str(install(tmp_path / "my tools")))

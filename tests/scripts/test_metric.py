@@ -79,18 +79,21 @@ def test_two_files(measure: Measure, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert set(contents["figures"]) == {"psnr", "psnr_frame_mean", "ssim", "lpips"}
 
     (row,) = rows(tmp_path / "out" / "videos.csv")
-    assert float(row["psnr"]) == video["psnr"] and float(row["ssim"]) == video["ssim"] and row["lpips"] == ""
+    assert float(row["psnr"]) == video["psnr"] and float(row["ssim"]) == video["ssim"] and "lpips" not in row, (
+        "no column of nothing"
+    )
     frames = rows(tmp_path / "out" / "frames.csv")
     assert [float(frame["psnr"]) for frame in frames] == video["per_frame"]["psnr"]
-    assert [int(frame["frame"]) for frame in frames] == list(range(11))
+    assert [int(frame["frame"]) for frame in frames] == list(range(11)) and "lpips" not in frames[0]
 
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("video.mkv"))
+    printed = capsys.readouterr().out
+    assert "LPIPS" not in printed
+    line = next(line for line in printed.splitlines() if line.startswith("video.mkv"))
     assert line.split()[1:] == [
         "11",
         f"{video['psnr']:.2f}",
         f"{video['psnr_frame_mean']:.2f}",
         f"{video['ssim']:.4f}",
-        "-",
     ]
     assert sorted(os.listdir(tmp_path / "out")) == ["frames.csv", "metrics.json", "video.mkv.png", "videos.csv"]
 
@@ -181,6 +184,25 @@ def test_flags_that_make_no_sense(measure: Measure, tmp_path: Path, caplog: pyte
     assert measure(*files, "--batch", "0") == 1 and "--batch must be at least 1, got 0" in caplog.text
     with pytest.raises(SystemExit):
         measure(*files, "--batches", "3")
+
+
+def test_the_flags_of_the_release(measure: Measure, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    original, generated = pair(tmp_path, moving(2), noise(2, 40, 48))
+    assert measure("--original_video", original, "--generated-video", generated) == 0
+    named = written(tmp_path)
+    assert (named["original"], named["generated"]) == (str(original), str(generated))
+    assert measure(original, generated) == 0
+    assert written(tmp_path) == named
+    for arguments in (
+        [original],
+        ["--original_video", original],
+        [original, generated, "--original_video", original],
+        [original, "--generated_video", generated],
+        [],
+    ):
+        with pytest.raises(SystemExit):
+            measure(*arguments)
+        assert "give two videos or folders: ORIGINAL GENERATED, or --original_video" in capsys.readouterr().err
 
 
 def test_without_a_network_everything_but_lpips_is_computed(

@@ -1,6 +1,7 @@
 """LPIPS with random weights: against the formula written out, and what is said where it cannot be computed."""
 
 import builtins
+import hashlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
+from torchvision.models import AlexNet_Weights
 
 from metrics.similarity.lpips_distance import LpipsDistance, LpipsUnavailable, load_lpips
 from metrics.similarity.measures import compare
@@ -88,7 +90,7 @@ def test_frames_and_batches(network: LpipsDistance, weights: Path) -> None:
     assert whole.lpips is not None and len(whole.lpips) == 7
     assert parts.lpips == pytest.approx(whole.lpips, rel=1e-4, abs=1e-6)
     assert whole.lpips_mean == pytest.approx(sum(whole.lpips) / 7)
-    assert network.weights == str(weights)
+    assert network.weights.startswith(str(weights))
 
 
 def test_safetensors_give_the_same(network: LpipsDistance, tmp_path: Path) -> None:
@@ -141,3 +143,18 @@ def test_a_torchvision_of_another_torch_is_said(monkeypatch: pytest.MonkeyPatch,
 def test_frames_too_small_are_said(weights: Path) -> None:
     with pytest.raises(LpipsUnavailable, match="at least 31 pixels a side; here are some of 24"):
         load_lpips(weights, smallest=24)
+
+
+def test_weights_are_told_from_the_real_ones_by_their_checksum(
+    weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = load_lpips(weights)
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert found.weights == f"{weights} (sha256 {digest[:8]}, not torchvision's 7be5be79)"
+    assert f"{weights} is not the file that torchvision has" in caplog.text
+    # torchvision's file says in its name how its checksum begins.
+    assert AlexNet_Weights.IMAGENET1K_V1.url.endswith("-7be5be79.pth")
+    monkeypatch.setattr("metrics.similarity.lpips_distance.ALEXNET_SHA256", digest[:8])
+    caplog.clear()
+    assert load_lpips(weights).weights == f"{weights} (torchvision's, by its sha256 {digest[:8]})"
+    assert not caplog.text

@@ -140,7 +140,7 @@ def test_identical_videos_are_left_out_of_the_means() -> None:
     lines = table(results).splitlines()
     assert next(line for line in lines if line.startswith("same")).endswith("identical, left out of the mean")
     assert any(line.startswith("mean of the others") for line in lines)
-    assert videos_csv(results).splitlines()[1] == f"same.mp4,3,True,3,,,{same.ssim_mean},"
+    assert videos_csv(results).splitlines()[1] == f"same.mp4,3,True,3,,,{same.ssim_mean}"
     assert per_frame(same)["psnr"] == [None] * 3
     assert len(table({"same.mp4": same}).splitlines()) == 3
 
