@@ -31,7 +31,7 @@ def sample(watch: Watch, method: str, given: dict[str, Any], prefix: int, name: 
     dit = transformer(config, streamed=streamed)
     if streamed:
         dit.videodit_blocks.streamed = StreamedLayers(dit.videodit_blocks.layers, CUDA)
-    sampler = Sampler(dit, config, chosen.make_cache(kv_geometry(config, CUDA)), chosen.make_policy())
+    sampler = Sampler(dit, config, chosen.make_cache(kv_geometry(config, CUDA)), chosen.make_reuse())
     frames = make_schedule(config, prefix).chunk_num * config.runtime.chunk_width
     noise = torch.empty(1, 16, frames, 12, 12, device=CUDA)
     given_latents = torch.empty(1, 16, prefix, 12, 12, device=CUDA) if prefix else None
