@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
+import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,9 +16,10 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 WORK = Path(__file__).parents[1] / "work"
 
@@ -202,3 +205,95 @@ class Log:
                 panel.set_yscale("log")
         figure.savefig(self.path.with_suffix(".png"), dpi=90)
         plt.close(figure)
+
+
+@dataclass
+class Course:
+    """A training under way in one worker: what is trained, and how far it has come.
+
+    All workers hold the same weights; the first one measures and saves.
+    """
+
+    team: Team
+    budget: Budget
+    model: nn.Module
+    optimizers: Optimizers
+    average: Average
+    log: Log
+    checkpoint: Path
+    step: int = 0
+    seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
+
+    def begin(self, resume: bool) -> None:
+        """Go on from the checkpoint, or start the curves anew."""
+        if resume:
+            state = load_checkpoint(self.checkpoint)
+            self.model.load_state_dict(state["model"])
+            self.optimizers.load_state_dict(state["optimizers"])
+            self.average.weights = state["average"]
+            self.step, self.seconds = state["step"], state["seconds"]
+        if self.team.rank == 0:
+            self.log.truncate(self.step if resume else -1)
+
+    @property
+    def is_over(self) -> bool:
+        return self.budget.progress(self.step, self.seconds) >= 1
+
+    def steps(self) -> Iterator[float]:
+        """The share of the budget that is used, once a step; the time between two of them counts."""
+        while (progress := self.team.agree(self.budget.progress(self.step, self.seconds))) < 1:
+            self._started = time.monotonic()
+            yield progress
+
+    def update(self, loss: Tensor, factor: float) -> None:
+        """One step along the gradient of ``loss``, averaged over the workers, at ``factor`` times the learning rate."""
+        loss.backward()
+        self.team.average_gradients(self.optimizers.parameters)
+        self.optimizers.step(factor)
+        self.average.update(self.model, self.step)
+        self.losses.append(loss.item())
+        self.step += 1
+        self.seconds += time.monotonic() - self._started
+
+    def report(self, measured: dict[str, float], steps: int, logarithmic: tuple[str, ...] = ()) -> None:
+        """Add a row to the curves and say it: the loss over the last ``steps``, and what was measured."""
+        row = {"step": self.step, "minutes": self.seconds / 60, "loss": float(np.mean(self.losses[-steps:]))}
+        self.log.add(row | measured)
+        self.log.plot(logarithmic)
+        print(" ".join(f"{name} {value:.4g}" for name, value in self.log.rows[-1].items()), flush=True)
+
+    def save(self, **more: object) -> None:
+        state = {"model": self.model.state_dict(), "average": self.average.weights}
+        state |= {"optimizers": self.optimizers.state_dict(), "step": self.step, "seconds": self.seconds}
+        save_checkpoint(self.checkpoint, state | more)
+
+
+def training_parser(description: str | None, checkpoint: Path, minutes: float) -> argparse.ArgumentParser:
+    """The arguments of every training; ``minutes`` is the budget where none is given."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--minutes", type=float, help=f"wall-clock budget (default: {minutes:.0f} unless --steps is given)"
+    )
+    parser.add_argument("--steps", type=int, help="budget in steps instead")
+    parser.add_argument("--lr", type=float, default=2e-3, help="learning rate (default 2e-3)")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes, one core each (default 2)")
+    parser.add_argument("--resume", action="store_true", help=f"go on from work/{checkpoint.name}")
+    return parser
+
+
+def budget_of(args: argparse.Namespace, minutes: float) -> Budget:
+    return Budget(args.steps, args.minutes if args.minutes or args.steps else minutes)
+
+
+def start_workers(train: Callable[[Team, argparse.Namespace], None], args: argparse.Namespace) -> None:
+    """Run ``train`` in ``args.workers`` processes."""
+    WORK.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_work, (train, args, Path(folder) / "meeting"), nprocs=args.workers)
+
+
+def _work(
+    rank: int, train: Callable[[Team, argparse.Namespace], None], args: argparse.Namespace, meeting_point: Path
+) -> None:
+    train(Team.join(rank, args.workers, meeting_point), args)

@@ -11,11 +11,8 @@ falls to 1 at the end, since it makes the model draw objects twice.
 from __future__ import annotations
 
 import argparse
-import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,20 +24,22 @@ from example.nano.text import CaptionReader, build_tokenizer, special_tokens
 from example.nano.training.common import (
     WORK,
     Average,
-    Budget,
+    Course,
     Log,
     Optimizers,
     Team,
+    budget_of,
     learning_rate_factor,
-    load_checkpoint,
     restart_tuned,
-    save_checkpoint,
+    start_workers,
+    training_parser,
 )
 from example.nano.training.latents import LATENTS, LatentClips, build, load
 from example.nano.training.rows import LAYOUTS, Batch, RowAttention, draw_layout, make_batch
 from inference.model.dit import Captions
 
 CHECKPOINT = WORK / "dit.pt"
+MINUTES = 90.0  # where no budget is given
 # Of the depths 0 (noise) .. 3 (nearly clean): the first stage moves a chunk by 2 % of its way only.
 _DEPTH_WEIGHTS = torch.tensor([0.6, 1.2, 1.4, 1.0])
 # How often the caption of a lone first chunk is dropped, so that guidance knows what is likely without one.
@@ -146,31 +145,21 @@ def validate(model: NanoModel, weights: dict[str, Tensor], clips: LatentClips) -
     return figures
 
 
-def train(team: Team, budget: Budget, args: argparse.Namespace) -> None:
-    """One worker's training; all hold the same weights, the first one measures and saves."""
+def train(team: Team, args: argparse.Namespace) -> None:
+    """One worker's training."""
     clips = load()
     torch.manual_seed(0)
     model = NanoModel(magi_config().model, backend="eager")  # faster to train on a CPU than the fused kernel
     model.initialise()
     reader = CaptionReader(build_tokenizer(), model.t5, special_tokens())
     optimizers = Optimizers([model], args.lr, vector_names=_NOT_HIDDEN)
-    average = Average(model, decay=0.996)
-    log = Log(WORK / "dit.jsonl")
-    step, seconds = 0, 0.0
-    if args.resume:
-        state = load_checkpoint(CHECKPOINT)
-        model.load_state_dict(state["model"])
-        optimizers.load_state_dict(state["optimizers"])
-        average.weights = state["average"]
-        step, seconds = state["step"], state["seconds"]
-    if team.rank == 0:
-        log.truncate(step if args.resume else -1)
-    losses: list[float] = []
-    while (progress := team.agree(budget.progress(step, seconds))) < 1:
-        started = time.monotonic()
-        layout = draw_layout(np.random.default_rng([11, step]), progress)
-        rng = np.random.default_rng([12, step, team.rank])
-        torch.manual_seed(step * team.size + team.rank)
+    log, average = Log(WORK / "dit.jsonl"), Average(model, decay=0.996)
+    course = Course(team, budget_of(args, MINUTES), model, optimizers, average, log, CHECKPOINT)
+    course.begin(args.resume)
+    for progress in course.steps():
+        layout = draw_layout(np.random.default_rng([11, course.step]), progress)
+        rng = np.random.default_rng([12, course.step, team.rank])
+        torch.manual_seed(course.step * team.size + team.rank)
         # Small batches are enough for what is learned first. Lone first chunks are drawn from both sets of clips.
         rows = max(1, layout.rows // team.size // (1 if progress > args.small_until else 2))
         openings = layout.alone and rng.uniform() < 0.75
@@ -182,41 +171,17 @@ def train(team: Team, budget: Budget, args: argparse.Namespace) -> None:
             target = guided_target(model, velocity, batch, guidance) if guide else batch.velocity
         weight = foreground_weight_at(progress, args.foreground_weight)
         loss = loss_of(velocity, target, batch, weight, guided=guidance > 0)
-        loss.backward()
-        team.average_gradients(optimizers.parameters)
-        optimizers.step(learning_rate_factor(step, progress, warmup_steps=100, decay_from=0.7))
-        average.update(model, step)
-        losses.append(loss.item())
-        step += 1
-        seconds += time.monotonic() - started
+        course.update(loss, learning_rate_factor(course.step, progress, warmup_steps=100, decay_from=0.7))
         if team.rank != 0:
             continue
-        over = budget.progress(step, seconds) >= 1
-        if step % 200 == 0 or over:
-            row = {"step": step, "minutes": seconds / 60, "loss": float(np.mean(losses[-200:]))}
-            log.add(row | validate(model, average.weights, clips["held_out"]))
-            log.plot()
-            print(" ".join(f"{name} {value:.4g}" for name, value in log.rows[-1].items()), flush=True)
-        if step % 100 == 0 or over:
-            state = {"model": model.state_dict(), "average": average.weights, "optimizers": optimizers.state_dict()}
-            state |= {"scale_factor": clips["periods"].scale_factor, "step": step, "seconds": seconds}
-            save_checkpoint(CHECKPOINT, state)
-
-
-def work(rank: int, args: argparse.Namespace, meeting_point: Path) -> None:
-    """Entry point of a worker process."""
-    team = Team.join(rank, args.workers, meeting_point)
-    minutes = args.minutes if args.minutes or args.steps else 90.0
-    train(team, Budget(args.steps, minutes), args)
+        if course.step % 200 == 0 or course.is_over:
+            course.report(validate(model, average.weights, clips["held_out"]), steps=200)
+        if course.step % 100 == 0 or course.is_over:
+            course.save(scale_factor=clips["periods"].scale_factor)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--minutes", type=float, default=None, help="wall-clock budget (default: 90 unless --steps is given)"
-    )
-    parser.add_argument("--steps", type=int, default=None, help="budget in steps instead")
-    parser.add_argument("--lr", type=float, default=2e-3, help="learning rate (default 2e-3)")
+    parser = training_parser(__doc__, CHECKPOINT, MINUTES)
     parser.add_argument("--foreground_weight", type=float, default=6.0, help="weight of foreground latents (default 6)")
     parser.add_argument(
         "--small_until", type=float, default=0.15, help="share of the training with half the batch (default 0.15)"
@@ -226,14 +191,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--clips", type=int, default=1800, help="training clips to encode whole (default 1800)")
     parser.add_argument("--openings", type=int, default=8000, help="clips to encode the first chunk of (default 8000)")
-    parser.add_argument("--workers", type=int, default=2, help="worker processes, one core each (default 2)")
-    parser.add_argument("--resume", action="store_true", help="go on from work/dit.pt")
     args = parser.parse_args(argv)
     restart_tuned("example.nano.training.dit")
     if not LATENTS.exists():
         build(LATENTS, args.clips, args.openings, held_out=100)
-    with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(work, (args, Path(folder) / "meeting"), nprocs=args.workers)
+    start_workers(train, args)
 
 
 if __name__ == "__main__":

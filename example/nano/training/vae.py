@@ -8,8 +8,6 @@ posterior from the unit normal.
 from __future__ import annotations
 
 import argparse
-import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,14 +20,15 @@ from example.nano.scenes.drawing import render
 from example.nano.training.common import (
     WORK,
     Average,
-    Budget,
+    Course,
     Log,
     Optimizers,
     Team,
+    budget_of,
     learning_rate_factor,
-    load_checkpoint,
     restart_tuned,
-    save_checkpoint,
+    start_workers,
+    training_parser,
 )
 from inference.video.vae import ViTVAE
 
@@ -54,6 +53,7 @@ DDCONFIG = {
 }
 TILE = 12
 CHECKPOINT = WORK / "vae.pt"
+MINUTES = 15.0  # where no budget is given
 _HELD_OUT_SEEDS = range(1_000_000, 1_000_064)
 
 
@@ -118,74 +118,39 @@ def evaluate(weights: dict[str, torch.Tensor], video: torch.Tensor, sheet: Path 
     }
 
 
-def train(team: Team, budget: Budget, batch: int, lr: float, kl_weight: float, resume: bool) -> None:
-    """One worker's training; all hold the same weights, the first one measures and saves."""
+def train(team: Team, args: argparse.Namespace) -> None:
+    """One worker's training."""
     torch.manual_seed(0)
     vae = ViTVAE(DDCONFIG)
     optimizers = Optimizers(
-        [vae], lr, vector_names=("pos_embed", "cls_token", "final_proj", "proj_in", "encoder.last_layer")
+        [vae], args.lr, vector_names=("pos_embed", "cls_token", "final_proj", "proj_in", "encoder.last_layer")
     )
-    average = Average(vae, decay=0.99)
-    log = Log(WORK / "vae.jsonl")
-    step, seconds = 0, 0.0
-    if resume:
-        state = load_checkpoint(CHECKPOINT)
-        vae.load_state_dict(state["model"])
-        optimizers.load_state_dict(state["optimizers"])
-        average.weights = state["average"]
-        step, seconds = state["step"], state["seconds"]
-    if team.rank == 0:
-        log.truncate(step if resume else -1)
-        held_out = tiles(_HELD_OUT_SEEDS)
-    losses: list[float] = []
-    while (progress := team.agree(budget.progress(step, seconds))) < 1:
-        started = time.monotonic()
-        torch.manual_seed(step * team.size + team.rank)
-        loss = loss_of(vae, training_tiles(step, batch, team), kl_weight)
-        loss.backward()
-        team.average_gradients(optimizers.parameters)
-        optimizers.step(learning_rate_factor(step, progress, warmup_steps=50, decay_from=0.6))
-        average.update(vae, step)
-        losses.append(loss.item())
-        step += 1
-        seconds += time.monotonic() - started
-        if team.rank != 0:
+    log, average = Log(WORK / "vae.jsonl"), Average(vae, decay=0.99)
+    course = Course(team, budget_of(args, MINUTES), vae, optimizers, average, log, CHECKPOINT)
+    course.begin(args.resume)
+    held_out = tiles(_HELD_OUT_SEEDS) if team.rank == 0 else None
+    for progress in course.steps():
+        torch.manual_seed(course.step * team.size + team.rank)
+        loss = loss_of(vae, training_tiles(course.step, args.batch, team), args.kl_weight)
+        course.update(loss, learning_rate_factor(course.step, progress, warmup_steps=50, decay_from=0.6))
+        if held_out is None:
             continue
-        if step % 50 == 0:
-            row = {"step": step, "minutes": seconds / 60, "loss": float(np.mean(losses[-50:]))}
-            log.add(row | evaluate(average.weights, held_out, WORK / "vae_sheet.png"))
-            log.plot(logarithmic=("loss",))
-            print(" ".join(f"{name} {value:.4g}" for name, value in log.rows[-1].items()), flush=True)
-        if step % 100 == 0 or budget.progress(step, seconds) >= 1:
-            state = {"model": vae.state_dict(), "average": average.weights, "optimizers": optimizers.state_dict()}
-            save_checkpoint(CHECKPOINT, state | {"step": step, "seconds": seconds})
-    if team.rank == 0:
+        if course.step % 50 == 0:
+            measured = evaluate(average.weights, held_out, WORK / "vae_sheet.png")
+            course.report(measured, steps=50, logarithmic=("loss",))
+        if course.step % 100 == 0 or course.is_over:
+            course.save()
+    if held_out is not None:
         print(evaluate(average.weights, held_out, WORK / "vae_sheet.png"), flush=True)
 
 
-def work(rank: int, args: argparse.Namespace, meeting_point: Path) -> None:
-    """Entry point of a worker process."""
-    team = Team.join(rank, args.workers, meeting_point)
-    minutes = args.minutes if args.minutes or args.steps else 15.0
-    train(team, Budget(args.steps, minutes), args.batch, args.lr, args.kl_weight, args.resume)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--minutes", type=float, default=None, help="wall-clock budget (default: 15 unless --steps is given)"
-    )
-    parser.add_argument("--steps", type=int, default=None, help="budget in steps instead")
+    parser = training_parser(__doc__, CHECKPOINT, MINUTES)
     parser.add_argument("--batch", type=int, default=24, help="tiles per step (default 24)")
-    parser.add_argument("--lr", type=float, default=2e-3, help="learning rate (default 2e-3)")
     parser.add_argument("--kl_weight", type=float, default=1e-4, help="weight of the divergence (default 1e-4)")
-    parser.add_argument("--workers", type=int, default=2, help="worker processes, one core each (default 2)")
-    parser.add_argument("--resume", action="store_true", help="go on from work/vae.pt")
     args = parser.parse_args(argv)
     restart_tuned("example.nano.training.vae")
-    WORK.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(work, (args, Path(folder) / "meeting"), nprocs=args.workers)
+    start_workers(train, args)
 
 
 if __name__ == "__main__":
