@@ -44,6 +44,7 @@ COMMANDS = (
     "scripts/calibrate.py",
     "scripts/check_model.py",
     "scripts/download.py",
+    "benchmarks/kills.py",
     "example/nano/evaluate.py",
     "example/nano/training/dit.py",
 )

@@ -70,7 +70,7 @@ MISSING_WEIGHTS = """\
 Traceback (most recent call last):
   File "/env/vbench/cli/static_filter.py", line 37, in load_model
     self.model.load_state_dict(torch.load(self.args.model))
-FileNotFoundError: [Errno 2] No such file or directory: '/root/.cache/vbench/raft_model/models/raft-things.pth'
+FileNotFoundError: [Errno 2] No such file or directory: '/home/user/.cache/vbench/raft_model/models/raft-things.pth'
 """
 
 
@@ -81,7 +81,7 @@ def test_a_static_filter_that_crashed_is_not_said_to_have_found_none(tmp_path: P
         evaluate(evaluator, "temporal_flickering", videos, tmp_path / "scores", static_filter=True)
     message = str(error.value)
     assert "the static filter failed" in message and "none was found static" not in message
-    assert "FileNotFoundError: [Errno 2] No such file or directory: '/root/.cache/vbench/raft_model" in message
+    assert "FileNotFoundError: [Errno 2] No such file or directory: '/home/user/.cache/vbench/raft_model" in message
     assert "dynamic_degree" in message, "which fetches the weights"
     assert len(calls(evaluator)) == 1
 
