@@ -19,9 +19,10 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from harness.device import set_threads
+from harness.json_files import commit, save_json
 from harness.memory.parts import compare_offloaded, compare_parts, load_models
 from harness.methods import read_method
-from harness.sidecar import commit, describe_device, save_json
+from harness.sidecar import describe_device
 from inference.config import load_config
 
 PROMPT = "a red ball bounces on a grey floor"

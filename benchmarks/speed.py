@@ -22,9 +22,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from harness.arguments import parse
 from harness.device import choose_device, set_threads
+from harness.json_files import commit, save_json
 from harness.methods import Method, read_method
 from harness.program import make_parser, run_program
-from harness.sidecar import commit, describe_device, save_json
+from harness.sidecar import describe_device
 from inference.config import load_config
 from inference.pipeline import MagiPipeline, RunReport, Sample
 from metrics.flops import TransformerSize, run_flops

@@ -25,9 +25,10 @@ from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from harness.device import choose_device, set_threads
+from harness.json_files import commit, save_json
 from harness.methods import Method, read_method
 from harness.replay import Replay, decisions
-from harness.sidecar import commit, describe_device, save_json
+from harness.sidecar import describe_device
 from inference.config import MagiConfig, load_config
 from inference.model.dit import VideoDiT
 from inference.pipeline import MagiPipeline, RunReport, Sample, draw_noise

@@ -2,10 +2,8 @@
 picture.
 """
 
-import json
 import platform
 import resource
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -14,9 +12,9 @@ from typing import Any
 import matplotlib
 import torch
 
+from harness.json_files import commit, write_json
 from harness.methods import Method
 from harness.outputs import PICTURE_MARK
-from inference.config import REPOSITORY_ROOT
 from inference.files import replacing
 from inference.pipeline import MagiPipeline, RunReport, Sample, sample_seed
 from inference.record import RunRecord
@@ -96,26 +94,6 @@ def describe_device(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         return {"type": "cuda", "name": torch.cuda.get_device_name(device), "threads": torch.get_num_threads()}
     return {"type": device.type, "name": platform.machine(), "threads": torch.get_num_threads()}
-
-
-def commit() -> str | None:
-    """The checkout's commit, marked where files were changed; None outside a git checkout."""
-    command = ["git", "-C", str(REPOSITORY_ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def write_json(path: Path, contents: dict[str, Any]) -> None:
-    path.write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
-
-
-def save_json(path: Path, contents: dict[str, Any]) -> None:
-    """Write it beside and rename it, in a folder that is made where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as part:
-        write_json(part, contents)
 
 
 def draw_reuse_map(path: Path, record: RunRecord, title: str) -> None:

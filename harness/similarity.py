@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from harness.sidecar import save_json
+from harness.json_files import save_json
 from inference.files import replacing
 from metrics.similarity import report
 from metrics.similarity.lpips_distance import LpipsDistance

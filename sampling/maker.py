@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from harness.sidecar import describe_run, write_json
+from harness.json_files import write_json
+from harness.sidecar import describe_run
 from inference.pipeline import MagiPipeline, RunReport
 from inference.video.writing import VideoWriter
 from sampling.job import Job

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from harness.sidecar import save_json
+from harness.json_files import save_json
 from sampling.job import Job
 from sampling.task import SampleTask
 from sampling.verify import Finding

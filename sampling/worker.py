@@ -19,7 +19,7 @@ from torch.distributed import TCPStore
 from tqdm import tqdm
 
 from harness.device import choose_device
-from harness.sidecar import save_json
+from harness.json_files import save_json
 from sampling.job import Job
 from sampling.maker import SampleMaker
 from sampling.queue import DONE, GIVEN_UP, KEPT, Heartbeat, QueueState, SampleQueue

@@ -30,8 +30,9 @@ from harness.arguments import parse
 from harness.calibration.files import Calibration, calibration_path, conditions_of
 from harness.calibration.making import calibrate, count_videos
 from harness.device import choose_device, set_threads
+from harness.json_files import commit, save_json
 from harness.program import make_parser, run_program
-from harness.sidecar import commit, describe_device, save_json
+from harness.sidecar import describe_device
 from inference.config import MagiConfig, load_config, resolve_path
 from inference.pipeline import MagiPipeline
 

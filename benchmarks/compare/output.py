@@ -16,7 +16,7 @@ from benchmarks.compare.store import HeldOut, Store
 from benchmarks.compare.summary import Result, Summary, inconsistencies, summarise
 from benchmarks.compare.video import write_side_by_side
 from benchmarks.compare.words import captions, conditions, in_short, machine
-from harness.sidecar import commit, save_json
+from harness.json_files import commit, save_json
 from inference.config import MagiConfig
 from inference.files import replacing
 

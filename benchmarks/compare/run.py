@@ -21,7 +21,7 @@ from benchmarks.compare.summary import Likeness, Result, Work
 from example.nano.evaluate import prompt_of
 from example.nano.scenes.data import WORLD, Scene
 from example.nano.scenes.measure import measure
-from harness.sidecar import commit
+from harness.json_files import commit
 from inference.pipeline import MagiPipeline, RunReport, Sample
 from inference.record import RunRecord
 from inference.reuse import ComputeAll, Features, Reuse, relative_l1_by_chunk

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.compare.methods import Entry
 from benchmarks.compare.summary import Result
-from harness.sidecar import save_json
+from harness.json_files import save_json
 from inference.config import MagiConfig, require_path
 from inference.files import replacing
 

@@ -1,12 +1,14 @@
 #!/usr/bin/env python
 """Everything worth measuring on a GPU, in one call of a few minutes: python benchmarks/gpu_check/main.py [OUT_DIR]
 
-Needs no weights: reference data and a 4.5B transformer with random numbers. The JSON file is complete after each
-section; one that fails is recorded with its error, and those for which no time is left are skipped.
+Needs no weights: reference data and a 4.5B transformer with random numbers. Every result is printed and in the JSON
+file as soon as it is there; a section that fails is recorded with its error, and those for which no time is left are
+skipped. A table of the most telling figures comes last.
 """
 
 import argparse
 import json
+import os
 import platform
 import sys
 import time
@@ -18,27 +20,33 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+# Before torch is imported; the programs of scripts/ do the same (scripts/bootstrap.py).
+if not any(name in os.environ for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")):
+    os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+
 import torch
 
 from benchmarks.gpu_check import model, parts
-from benchmarks.gpu_check.bench import FULL, SMALL, Bench
-from harness.sidecar import commit, save_json
+from benchmarks.gpu_check.bench import FULL, SMALL, Bench, Findings
+from benchmarks.gpu_check.table import table
+from harness.json_files import commit, save_json
 from inference.config import REPOSITORY_ROOT
 
-Section = Callable[[Bench], dict[str, Any]]
+Section = Callable[[Bench, Findings], None]
 
-# In this order: what says most first, what changes the model or may take long last.
+# In this order: what says most first, what may take longest last.
 SECTIONS: Mapping[str, Section] = {
     "matmul": model.matmul,
     "attention": parts.attention,
     "forwards": model.forwards,
-    "flowcache": parts.flowcache_work,
-    "cache_memory": model.cache_memory,
+    "projection": model.projection,
+    "compiled": model.compiled,
     "fp8_layers": model.fp8_layers,
+    "runs": parts.runs,
+    "cache_memory": model.cache_memory,
+    "flowcache": parts.flowcache_work,
     "vae": parts.vae,
     "parity": parts.parity,
-    "runs": parts.runs,
-    "compiled": model.compiled,
 }
 SECONDS = 500.0
 # What a section should have before it is begun.
@@ -64,34 +72,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     record = describe(device, args)
     output = args.out_dir / f"gpu_{slug(record['device']['name'])}{'_small' if args.small else ''}.json"
     check(bench, {name: SECTIONS[name] for name in SECTIONS if name in args.sections}, record, output)
-    print(f"written: {output}")
+    print(f"\n{table(record['sections'])}\n\nwritten: {output}")
     return 1 if any("error" in section for section in record["sections"].values()) else 0
 
 
 def check(bench: Bench, sections: Mapping[str, Section], record: dict[str, Any], output: Path) -> None:
-    """Run ``sections`` one after the other; after each, ``output`` holds ``record`` with all that was found."""
+    """Run ``sections`` one after the other; after each result ``output`` holds ``record`` with all that was found."""
     output.parent.mkdir(parents=True, exist_ok=True)
     for name, section in sections.items():
-        record["sections"][name] = outcome = run_section(bench, section)
-        print(f"{name}: {json.dumps(outcome)}", flush=True)
+        outcome: dict[str, Any] = {}
+        record["sections"][name] = outcome
+
+        def tell(what: str, value: Any, name: str = name) -> None:
+            print(f"{name}: {what}: {json.dumps(value)}", flush=True)
+            save_json(output, record)
+
+        run_section(bench, section, outcome, Findings(tell))
+        if problem := outcome.get("error") or outcome.get("skipped"):
+            print(f"{name}: {problem}", flush=True)
         save_json(output, record)
 
 
-def run_section(bench: Bench, section: Section) -> dict[str, Any]:
-    """What a section found, or why it found nothing, and how long it took."""
+def run_section(bench: Bench, section: Section, outcome: dict[str, Any], found: Findings) -> None:
+    """Put into ``outcome`` what a section finds, as it finds it, how long it took, and why it ended early, if so."""
     if bench.left < LEAST_SECONDS:
         left = max(bench.left, 0)
-        return {"skipped": f"{left:.0f} s of the time are left; a section should have {LEAST_SECONDS:.0f}"}
+        outcome["skipped"] = f"{left:.0f} s of the time are left; a section should have {LEAST_SECONDS:.0f}"
+        return
     began = time.monotonic()
+    outcome["result"] = found
     try:
-        outcome: dict[str, Any] = {"result": section(bench)}
+        section(bench, found)
     except Exception as error:  # noqa: BLE001 - recorded; the other sections go on
         frames = traceback.extract_tb(error.__traceback__)[-4:]
-        where = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
-        outcome = {"error": f"{type(error).__name__}: {error}", "where": where}
+        outcome["where"] = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
+        outcome["error"] = f"{type(error).__name__}: {error}"
     if bench.device.type == "cuda":
         torch.cuda.empty_cache()
-    return {"seconds": round(time.monotonic() - began, 1), **outcome}
+    outcome["seconds"] = round(time.monotonic() - began, 1)
 
 
 def describe(device: torch.device, args: argparse.Namespace) -> dict[str, Any]:

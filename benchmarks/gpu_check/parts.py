@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.gpu_check.bench import Bench, WindowForward, flowcache_settings
+from benchmarks.gpu_check.bench import Bench, Findings, WindowForward, flowcache_settings
 from flowcache.decider import ChunkwiseDecider
 from flowcache.kv_cache import CompressedKVCache
 from harness.replay import Replay
@@ -22,8 +22,6 @@ from inference.record import StepRecord
 from inference.reuse import Reuse
 from inference.sampler import Sampler, kv_geometry, make_schedule
 from inference.schedule import ChunkStep, Schedule, Step
-from inference.video.codec import VaeCodec
-from inference.video.vae import ViTVAE
 
 PARITY_SECONDS = 150
 REFERENCE_QUERIES = 64  # compared with the reference arithmetic, whose logits would not fit for all
@@ -31,10 +29,11 @@ REFERENCE_QUERIES = 64  # compared with the reference arithmetic, whose logits w
 PUBLISHED_SHARES = {"slow": 1 - 1 / 1.27, "fast": 1 - 1 / 1.47}
 
 
-def parity(bench: Bench) -> dict[str, Any]:
-    """scripts/check_parity.py on the device: everything in float32, the transformer's forwards in bfloat16."""
-    runs = {"float32": [], "bfloat16": ["--dtype", "bfloat16", "--attention_backend", "auto"]}
-    return {name: _check_parity(bench, flags) for name, flags in runs.items()}
+def parity(bench: Bench, found: Findings) -> None:
+    """scripts/check_parity.py on the device: the transformer's forwards in bfloat16, then everything in float32."""
+    runs = {"bfloat16": ["--dtype", "bfloat16", "--attention_backend", "auto"], "float32": []}
+    for name, flags in runs.items():
+        found[name] = _check_parity(bench, flags)
 
 
 def _check_parity(bench: Bench, flags: list[str]) -> dict[str, Any]:
@@ -65,7 +64,7 @@ def _check_parity(bench: Bench, flags: list[str]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def attention(bench: Bench) -> dict[str, Any]:
+def attention(bench: Bench, found: Findings) -> None:
     """Every back end on the keys of a long video and on packed captions; PyTorch's kernels one by one."""
     model, side = bench.config.model, bench.sizes.sides[-1]
     tokens = bench.sized(side, 1).tokens_per_chunk
@@ -78,7 +77,7 @@ def attention(bench: Bench) -> dict[str, Any]:
     expected = attend(q[:, :REFERENCE_QUERIES], kv, "eager").float()
     expected_cross = cross_attend(queries[:, :REFERENCE_QUERIES], k, v, lengths, "eager").float()
     flop = 4 * tokens * keys * model.num_attention_heads * model.kv_channels
-    found: dict[str, Any] = {"queries": tokens, "keys": keys, "caption_tokens": lengths}
+    found.update(queries=tokens, keys=keys, caption_tokens=lengths)
     for name, reason in available_backends(bench.device, model.dtype, model.kv_channels).items():
         if reason is not None or name == "eager":
             found[name] = {"not_measured": reason or "the reference; its logits would not fit"}
@@ -94,7 +93,6 @@ def attention(bench: Bench) -> dict[str, Any]:
             "cross_error": (cross - expected_cross).abs().max().item(),
         }
     found["sdpa_kernels"] = {kernel.name: _with_kernel(bench, kernel, q, kv) for kernel in _KERNELS}
-    return found
 
 
 _KERNELS = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
@@ -109,7 +107,7 @@ def _with_kernel(bench: Bench, kernel: SDPBackend, q: torch.Tensor, kv: torch.Te
 
 
 @torch.no_grad()
-def flowcache_work(bench: Bench) -> dict[str, Any]:
+def flowcache_work(bench: Bench, found: Findings) -> None:
     """What FlowCache does besides the forwards it saves: deciding, remembering, compressing."""
     side, chunks = bench.sizes.sides[-1], bench.sizes.chunks
     config = bench.sized(side, chunks)
@@ -117,7 +115,9 @@ def flowcache_work(bench: Bench) -> dict[str, Any]:
     settings = flowcache_settings(5)
     forward = WindowForward(bench, side, chunks, CompressedKVCache(geometry, settings))
     compressions = forward.fill()
-    chunk_forward = bench.seconds(lambda: forward(1))
+    found.update(compressions=len(compressions))
+    found["compression_seconds"] = compressions
+    found["chunk_forward_seconds"] = bench.seconds(lambda: forward(1))
 
     reuse, schedule = Reuse(ChunkwiseDecider(settings), MemoryAdvancer(settings)), forward.schedule
     first, second, third = schedule.steps[forward.step.number :][:3]
@@ -137,16 +137,8 @@ def flowcache_work(bench: Bench) -> dict[str, Any]:
     for step in (first, second):
         for chunk in step.chunks:
             reuse.advancer.observe(step, chunk, latent)
-    seconds = bench.seconds(bookkeeping)
-    return {
-        "side": side,
-        "chunk_forward_seconds": chunk_forward,
-        "bookkeeping_seconds_per_step": seconds,
-        "bookkeeping_chunks": len(third.chunks),
-        "compression_seconds": compressions,
-        "compressions": len(compressions),
-        "steps": len(schedule.steps),
-    }
+    found["bookkeeping_seconds_per_step"] = bench.seconds(bookkeeping)
+    found.update(side=side, bookkeeping_chunks=len(third.chunks), steps=len(schedule.steps))
 
 
 def even_reuse(schedule: Schedule, share: float, warmup: int) -> list[tuple[int, ...]]:
@@ -184,7 +176,7 @@ class _Captions:
         return self.tokens
 
 
-def runs(bench: Bench) -> dict[str, Any]:
+def runs(bench: Bench, found: Findings) -> None:
     """Whole runs of the sampler: as MAGI-1 ships, and with FlowCache and a reuse map of the published shares."""
     sizes = bench.sizes
     config = bench.sized(sizes.run_side, sizes.run_chunks, sizes.run_steps).with_overrides(
@@ -195,7 +187,7 @@ def runs(bench: Bench) -> dict[str, Any]:
     side = sizes.run_side // 8
     frames = sizes.run_chunks * config.runtime.chunk_width
     noise = bench.random(1, config.model.latent_channels, frames, side, side, dtype=torch.float32)
-    found: dict[str, Any] = {"side": sizes.run_side, "chunks": sizes.run_chunks, "num_steps": sizes.run_steps}
+    found.update(side=sizes.run_side, chunks=sizes.run_chunks, num_steps=sizes.run_steps)
 
     def stop_when_late(record: StepRecord) -> None:
         if bench.left < 0:
@@ -215,21 +207,23 @@ def runs(bench: Bench) -> dict[str, Any]:
         decider = Replay(ChunkwiseDecider(settings), even_reuse(schedule, share, settings.warmup_steps))
         reuse = Reuse(decider, MemoryAdvancer(settings), settings.clean_pass, not settings.discard_nearly_clean_chunk)
         sampler = Sampler(bench.dit, config, CompressedKVCache(geometry, settings), reuse)
-        found[name] = run(sampler)
-        found[name]["speedup"] = found["none"]["seconds"] / found[name]["seconds"]
-    return found
+        row = run(sampler)
+        found[name] = row | {"speedup": found["none"]["seconds"] / row["seconds"]}
 
 
 @torch.no_grad()
-def vae(bench: Bench) -> dict[str, Any]:
+def vae(bench: Bench, found: Findings) -> None:
     """Frames per second of decoding finished chunks, in bfloat16, tile by tile as the pipeline does."""
+    from inference.video.codec import VaeCodec
+    from inference.video.vae import ViTVAE  # of all parts this alone needs diffusers
+
     with bench.device:
         model = ViTVAE(ddconfig=bench.sizes.vae).eval()
     for half in (model.encoder, model.decoder):
         half.to(torch.bfloat16)
     runtime = bench.config.runtime
     codec = VaeCodec(model, runtime.scale_factor, runtime.fps)
-    found: dict[str, Any] = {"parameters": sum(weight.numel() for weight in model.parameters())}
+    found.update(parameters=sum(weight.numel() for weight in model.parameters()))
     for side in bench.sizes.sides:
         latents = bench.random(1, 16, runtime.chunk_width, side // 8, side // 8, dtype=torch.float32)
         row: dict[str, Any] = {}
@@ -237,4 +231,3 @@ def vae(bench: Bench) -> dict[str, Any]:
             frames = codec.decode_chunk(latents).shape[0]
         seconds = bench.seconds(lambda latents=latents: codec.decode_chunk(latents), repeats=3)
         found[f"{side}x{side}"] = row | {"seconds_per_chunk": seconds, "frames_per_second": frames / seconds}
-    return found

@@ -32,7 +32,8 @@ from example.nano.scenes.measure import is_stable, measure
 from flowcache.config import CompressionConfig
 from flowcache.kv_cache import CompressedKVCache
 from harness.device import set_threads
-from harness.sidecar import commit, describe_device, save_json
+from harness.json_files import commit, save_json
+from harness.sidecar import describe_device
 from inference.config import load_config
 from inference.kv_cache import KVCache, KVGeometry
 from inference.pipeline import MagiPipeline, Sample

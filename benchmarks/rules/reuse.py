@@ -26,7 +26,8 @@ from benchmarks.rules.policies import Rule
 from example.nano.evaluate import prompt_of
 from harness.calibration.making import make_video
 from harness.device import set_threads
-from harness.sidecar import commit, describe_device, save_json
+from harness.json_files import commit, save_json
+from harness.sidecar import describe_device
 from inference.config import load_config
 from inference.pipeline import MagiPipeline
 from inference.reuse import Reuse

@@ -33,8 +33,8 @@ import cv2
 from tqdm import tqdm
 
 from harness.arguments import parse
+from harness.json_files import save_json
 from harness.program import make_parser, run_program
-from harness.sidecar import save_json
 from inference.config import require_path
 from inference.files import replacing
 from metrics.physics_iq.files import Benchmark, check_generated, refuse_videos, score_or_problem

@@ -24,8 +24,8 @@ from scripts.bootstrap import use_checkout
 use_checkout()
 
 from harness.arguments import parse
+from harness.json_files import save_json
 from harness.program import make_parser, run_program
-from harness.sidecar import save_json
 from inference.files import replacing
 from metrics.vbench import DIMENSIONS, markdown_table, normalise, read_results, totals
 from sampling.config import VBenchRun

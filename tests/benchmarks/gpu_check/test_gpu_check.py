@@ -42,7 +42,7 @@ def test_every_section_finds_something(script: ModuleType, tmp_path: Path) -> No
     assert {name: section for name, section in outcome.items() if "result" not in section} == {}
     results = {name: section["result"] for name, section in outcome.items()}
 
-    (alone, window) = results["forwards"]["32x32"]
+    (alone, _, window) = results["forwards"]["32x32"]
     assert (alone["keys"], window["chunks"]) == ([240], 4)
     assert window["keys"] == [168, 192, 216, 240]  # 24 tokens a chunk, the last window of ten
     memory = results["cache_memory"]
@@ -52,6 +52,10 @@ def test_every_section_finds_something(script: ModuleType, tmp_path: Path) -> No
     assert results["attention"]["sdpa"]["self_error"] < 0.05 and results["attention"]["sdpa"]["cross_error"] < 0.05
     assert "CUDA" in results["attention"]["flash2"]["not_measured"]
     assert 0.0 <= results["fp8_layers"].get("relative_difference", 0.0) < 0.02
+    assert results["projection"]["relative_difference"] < 1e-5
+    lines = script.table(outcome).splitlines()
+    assert lines[0].startswith("matmul ceiling") and lines[0].endswith("TFLOP/s")
+    assert any(line.startswith("run, fast") and line.endswith("x as fast") for line in lines)
     runs = results["runs"]
     assert runs["none"]["share_reused"] == 0
     for name, share in (("slow", 0.21), ("fast", 0.32)):
@@ -59,10 +63,12 @@ def test_every_section_finds_something(script: ModuleType, tmp_path: Path) -> No
 
 
 def test_a_failing_section_is_recorded_and_the_others_go_on(script: ModuleType, tmp_path: Path) -> None:
-    def fails(bench: Any) -> dict[str, Any]:
+    def fails(bench: Any, found: dict[str, Any]) -> None:
+        found["half"] = 1
         raise RuntimeError("CUDA out of memory")
 
     outcome = found(script, {"first": fails, "matmul": script.SECTIONS["matmul"]}, tmp_path)
+    assert outcome["first"]["result"] == {"half": 1}
     assert outcome["first"]["error"] == "RuntimeError: CUDA out of memory"
     assert outcome["first"]["where"][-1].startswith("test_gpu_check.py:")
     assert outcome["matmul"]["result"]["tflops"] > 0
@@ -75,7 +81,7 @@ def test_without_time_the_rest_is_skipped(script: ModuleType, tmp_path: Path) ->
 
 def test_a_run_stops_when_time_is_up(script: ModuleType) -> None:
     with pytest.raises(TimeoutError, match="no time left at step 0 of"):
-        script.SECTIONS["runs"](bench(script, seconds=0.0))
+        script.SECTIONS["runs"](bench(script, seconds=0.0), {})
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
