@@ -74,9 +74,13 @@ class SideStream:
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Memory on the device that both the computation and this stream use."""
         memory = torch.empty(tuple(shape), dtype=dtype, device=self.device)
+        self.share(memory)
+        return memory
+
+    def share(self, memory: Tensor) -> None:
+        """Memory of the device that this stream uses too is not given away before it has."""
         if self.stream is not None:
             memory.record_stream(self.stream)
-        return memory
 
     def copy(self, target: Tensor, source: Tensor) -> None:
         """Copy once everything is done that was asked of the computation, and of this stream, so far."""
@@ -86,6 +90,11 @@ class SideStream:
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):
             target.copy_(source, non_blocking=True)
+
+    def after(self, mark: torch.cuda.Event | None) -> None:
+        """Copies asked for from now on are made after those before ``mark``, which is another side stream's."""
+        if self.stream is not None and mark is not None:
+            self.stream.wait_event(mark)
 
     def mark(self) -> torch.cuda.Event | None:
         """The point up to which copies have been asked for, for ``wait``."""

@@ -53,25 +53,28 @@ class DeviceRows:
 
 @dataclass
 class _Slot:
-    """Room for one layer on the device; ``ready`` marks the copies that filled it with ``layer``."""
+    """Room for one layer on the device; ``ready`` marks the copies that filled it with ``layer``, ``saved`` those that
+    brought back to the host what was changed in it.
+    """
 
     rows: Tensor
     layer: int | None = None
     ready: torch.cuda.Event | None = None
+    saved: torch.cuda.Event | None = None
 
 
 class HostRows(DeviceRows):
     """``memory`` is host memory. The layer being attended to and the next one have copies on the device.
 
     A forward asks for the layers in ascending order. While it computes with one, the next is fetched beside it, only
-    the tokens that ``prepare`` named; what is written goes to the copy and back to the host. On a CPU the copies are
-    made too, one after the other.
+    the tokens that ``prepare`` named; what is written goes to the copy and back to the host, on a stream of its own,
+    since the bus carries both directions at once. On a CPU the copies are made too, one after the other.
     """
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(dtype, device)
         self.slots: tuple[_Slot, ...] = ()
-        self._side = SideStream(device)
+        self._side, self._back = SideStream(device), SideStream(device)
         self._read: Sequence[Range] = ()
         self._current: int | None = None
 
@@ -79,6 +82,8 @@ class HostRows(DeviceRows):
         if tuple(self.memory.shape) != shape:
             self.memory = host_tensor(shape, self.dtype, self.device)
             self.slots = tuple(_Slot(self._side.empty(shape[1:], self.dtype)) for _ in range(2))
+            for slot in self.slots:
+                self._back.share(slot.rows)
         self._read = ((0, shape[1]),)
         self._forget()
 
@@ -103,19 +108,29 @@ class HostRows(DeviceRows):
     def write(self, layer: int, start: int, kv: Tensor) -> None:
         super().write(layer, start, kv)
         end = start + len(kv)
-        self._side.copy(self.memory[layer, start:end], self.slots[layer % 2].rows[start:end])
+        self._save(layer, start, end)
 
     @contextmanager
     def edit(self, layer: int, tokens: int) -> Iterator[Tensor]:
         self._forget()
-        rows = self.slots[layer % 2].rows[:tokens]
+        slot = self.slots[layer % 2]
+        rows = slot.rows[:tokens]
+        self._side.after(slot.saved)
         self._side.copy(rows, self.memory[layer, :tokens])
         self._side.wait(self._side.mark())
         yield rows
-        self._side.copy(self.memory[layer, :tokens], rows)
+        self._save(layer, 0, tokens)
+
+    def _save(self, layer: int, start: int, end: int) -> None:
+        """Have these rows of a layer copied from its slot back to the host."""
+        slot = self.slots[layer % 2]
+        self._back.copy(self.memory[layer, start:end], slot.rows[start:end])
+        slot.saved = self._back.mark()
 
     def _fetch(self, layer: int) -> None:
         slot = self.slots[layer % 2]
+        # Of the layer in the slot so far, and of this one at the forward before, all has to be on the host.
+        self._side.after(slot.saved)
         for start, end in self._read:
             self._side.copy(slot.rows[start:end], self.memory[layer, start:end])
         slot.layer, slot.ready = layer, self._side.mark()

@@ -63,10 +63,19 @@ def test_every_mode_and_method_runs_in_order(
     assert (watch.streams.count > 1) == bool({"kv_offload", "streamed"} & set(overrides))
 
 
-@pytest.mark.parametrize("missing", ["the computation's wait for copies", "the copies' wait for the computation"])
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "the computation's wait for copies",
+        "the copies' wait for the computation",
+        "one direction's wait for the other",
+    ],
+)
 def test_a_missing_wait_is_seen(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     if missing == "the computation's wait for copies":
         monkeypatch.setattr(SideStream, "wait", lambda self, mark: None)
+    elif missing == "one direction's wait for the other":
+        monkeypatch.setattr(SideStream, "after", lambda self, mark: None)
     else:
 
         def unordered(self: SideStream, target: torch.Tensor, source: torch.Tensor) -> None:
