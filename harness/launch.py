@@ -45,11 +45,13 @@ def share_among(gpus: int | None, device: str, config: MagiConfig, script: Path,
     Raises:
         ValueError: so many cannot be started here, or cannot share the work of ``config``.
     """
-    if gpus is None:
-        return
     if launched_rank() is not None:
-        if gpus != int(os.environ["LOCAL_WORLD_SIZE"]):
+        if gpus not in (None, int(os.environ["LOCAL_WORLD_SIZE"])):
             raise ValueError(f"--gpus {gpus}, but torchrun started {os.environ['LOCAL_WORLD_SIZE']}; leave one out")
+        # Before the ranks meet: then each says it for itself, and none only that another one has ended.
+        check_ranks(config, int(os.environ["WORLD_SIZE"]))
+        return
+    if gpus is None:
         return
     if gpus < 1:
         raise ValueError(f"--gpus must be at least 1, got {gpus}")
