@@ -11,17 +11,13 @@ import torch
 import torch.distributed as dist
 
 from harness.device import choose_device
+from harness.program import launched_rank
 from harness.signals import STOPPING
 from inference.config import MagiConfig
 from inference.parallel.launch import check_ranks
 
 # After Ctrl-C; torchrun itself leaves 30 s, in which a busy machine does not always come to close the video.
 SECONDS_TO_END = 300
-
-
-def launched_rank() -> int | None:
-    """This process's number among those that torchrun started; None where it was started by hand."""
-    return int(os.environ["RANK"]) if dist.is_torchelastic_launched() else None
 
 
 def own_device(name: str) -> torch.device:

@@ -62,9 +62,14 @@ def expected_errors() -> tuple[type[Exception], ...]:
     return (OSError, ValueError, ExpectedError, *(() if torch is None else (torch.OutOfMemoryError,)))
 
 
+def launched_rank() -> int | None:
+    """This process's number among those that torchrun started; None where it was started by hand."""
+    return int(os.environ["RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else None
+
+
 def configure_logging(level: int) -> None:
     """To the terminal; of several processes only the first says more than what went wrong."""
-    rank = int(os.environ["RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0
+    rank = launched_rank()
     form = f"rank {rank}: %(message)s" if rank else "%(message)s"
     logging.basicConfig(level=logging.ERROR if rank else level, format=form, stream=sys.stderr)
     for noisy in NOISY:

@@ -33,11 +33,11 @@ from transformers.utils.logging import disable_progress_bar
 from harness.arguments import parse
 from harness.calibration.files import calibrated_method, calibration_path, load_calibration
 from harness.device import set_threads
-from harness.launch import launched_rank, own_device, share_among, undisturbed_end
+from harness.launch import own_device, share_among, undisturbed_end
 from harness.memory.flags import add_memory_flags, given_switches
 from harness.methods import Method, add_parameters, given_parameters, read_method
 from harness.outputs import numbered, refuse_foreign_report, refuse_inputs
-from harness.program import make_parser, run_program
+from harness.program import launched_rank, make_parser, run_program
 from harness.sidecar import describe_run, leave_report, report_paths
 from harness.signals import stop_like_ctrl_c, undisturbed
 from inference.config import MagiConfig, load_config, resolve_path

@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from inference.model.products import HALF
+
 logger = logging.getLogger(__name__)
 
-HALF = (torch.float16, torch.bfloat16)
 # bfloat16 rounds to 2^-8; a kernel that mixes up heads, scales or ranges is off by as much as its values are large.
 PROBE_TOLERANCE = 0.05
 

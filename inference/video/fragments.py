@@ -6,11 +6,13 @@ program can seek in, is made of it at the end by copying packets.
 """
 
 import io
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import IO
 
 import av
 from torch import Tensor
@@ -78,6 +80,19 @@ class FragmentEncoder:
             frame.pts, frame.time_base = self.frames + number, Fraction(1, self.form.fps)
             yield from stream.encode(frame)
         yield from stream.encode(None)
+
+
+def whole_fragments(file: IO[bytes]) -> int:
+    """How many bytes of a fragmented file are its beginning and whole fragments; 0 without any of those."""
+    end = place = 0
+    size = file.seek(0, os.SEEK_END)
+    while place + 8 <= size:
+        file.seek(place)
+        length, kind = struct.unpack(">I4s", file.read(8))
+        place += max(length, 8)
+        if kind == b"mdat" and place <= size:
+            end = place
+    return end
 
 
 def boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -10,10 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-import av
-
 from inference.files import hidden_beside
-from inference.video.fragments import to_plain
+from inference.video.fragments import to_plain, whole_fragments
 
 
 class UnfinishedVideo:
@@ -27,13 +25,14 @@ class UnfinishedVideo:
         self._file = _locked(self.path, path)
 
     def rescue(self, destination: Path) -> int:
-        """Keep what a dead process left as ``destination``, and begin anew; gives the number of frames kept."""
-        frames = 0
-        if self.path.stat().st_size:
-            with suppress(av.error.FFmpegError):  # not one whole fragment
-                frames = make_plain(self.path, destination)
-            self._file.truncate(0)
-            self._file.seek(0)
+        """Keep what a dead process left as ``destination``, and begin anew; gives the number of frames kept.
+
+        Where it cannot be kept, what is left stays as it is, and the error says why.
+        """
+        self._file.truncate(whole_fragments(self._file))
+        frames = make_plain(self.path, destination) if os.fstat(self._file.fileno()).st_size else 0
+        self._file.truncate(0)
+        self._file.seek(0)
         return frames
 
     def add(self, fragment: bytes) -> None:

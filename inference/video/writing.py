@@ -112,14 +112,18 @@ class VideoWriter:
         self._encoder = FragmentEncoder(self.form)
         self._thread: ThreadPoolExecutor | None = None
         self._unfinished: UnfinishedVideo | None = None
+        self._plain_failed: Exception | None = None
 
     def __enter__(self) -> "VideoWriter":
+        partial, unfinished = partial_path(self.path), None
         try:
-            self._unfinished = UnfinishedVideo(_target(self.path))
-            partial = partial_path(self.path)
-            rescued = self._unfinished.rescue(partial)
-        except OSError as error:
+            unfinished = UnfinishedVideo(_target(self.path))
+            rescued = unfinished.rescue(partial)
+        except (OSError, av.error.FFmpegError) as error:
+            if unfinished is not None:
+                unfinished.leave()
             raise self._failure(error) from error
+        self._unfinished = unfinished
         if rescued:
             logger.warning("an earlier run onto %s was killed: its %d frames are %s", self.path.name, rescued, partial)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="video-writer")
@@ -146,6 +150,8 @@ class VideoWriter:
         thread.shutdown()
         finished.result()
         # Said here and not in the encoder's thread: an interrupted main thread may hold the lock of a log handler.
+        if self._plain_failed is not None:
+            logger.warning("%s is in fragments: a plain copy failed, %s", self.saved_as, self._plain_failed)
         if exc_type is not None and not self.frames_written:
             logger.warning("stopped before the first frame: nothing was written to %s", self.path)
         elif self.stopped:
@@ -171,22 +177,25 @@ class VideoWriter:
         try:
             if self.frames_written:
                 destination = partial_path(self.path) if stopped and self.path.exists() else self.path
-                self._name(unfinished, _target(destination))
+                self._plain_failed = self._name(unfinished, _target(destination))
                 self.stopped, self.saved_as = stopped, destination
         except OSError as error:
-            raise self._failure(error) from error
-        finally:
-            unfinished.close()
+            unfinished.leave()
+            failure = self._failure(error)
+            kept = f"; the {self.frames_written} frames are in {unfinished.path}"
+            raise OSError(failure.errno, f"{failure.strerror}{kept}") from error
+        unfinished.close()
         if not self.frames_written and not stopped:
             raise ValueError(f"no frames were written to {self.path}")
 
-    def _name(self, unfinished: UnfinishedVideo, destination: Path) -> None:
+    def _name(self, unfinished: UnfinishedVideo, destination: Path) -> Exception | None:
+        """Make the plain video; why the fragments, which are a video as well, have its name instead, if they do."""
         try:
             make_plain(unfinished.path, destination)
-        except (OSError, av.error.FFmpegError) as error:
-            # No room for a second copy: the fragments are a video as well.
-            logger.warning("%s stays in fragments, since a plain copy failed: %s", destination, error)
+        except (OSError, av.error.FFmpegError) as error:  # no room for a second copy
             unfinished.become(destination)
+            return error
+        return None
 
     def _failure(self, error: OSError | av.error.FFmpegError) -> OSError:
         """What happened, in one sentence."""

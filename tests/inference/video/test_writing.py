@@ -1,5 +1,6 @@
 """Writing of videos: exact counts, reproducible files, and what remains when a run is stopped or the disk is full."""
 
+import errno
 import os
 import re
 import signal
@@ -13,7 +14,9 @@ import pytest
 import torch
 
 from inference.files import hidden_beside
+from inference.video.fragments import FragmentEncoder, VideoForm
 from inference.video.reading import probe_video, read_video
+from inference.video.unfinished import UnfinishedVideo
 from inference.video.writing import VideoWriter, check_output_path
 from tests.paths import ROOT
 from tests.warm.start import warm_python
@@ -244,6 +247,55 @@ def test_a_killed_process_leaves_every_finished_batch(tmp_path, pause, caplog):
     assert rescued.frames in (finished, finished + 6) and rescued.duration == pytest.approx(rescued.frames / 24)
     assert f"an earlier run onto video.mp4 was killed: its {rescued.frames} frames are" in caplog.text
     assert probe_video(path).frames == 30
+
+
+def left_behind(path: Path, torn: int = 0) -> Path:
+    """What a killed run leaves that had finished two batches of six frames; of the last one ``torn`` bytes lack."""
+    unfinished, encoder = UnfinishedVideo(path), FragmentEncoder(VideoForm(24, 32, 48))
+    for cut in (0, torn):
+        fragment = encoder.encode(frames_of(6))
+        unfinished.add(fragment[: len(fragment) - cut])
+    unfinished.leave()
+    return unfinished.path
+
+
+@pytest.mark.parametrize("torn", [1, 50, 200])
+def test_half_a_fragment_at_the_end_is_left_out(tmp_path, torn):
+    left_behind(tmp_path / "video.mp4", torn)
+    write(tmp_path / "video.mp4", frames_of(10))
+    assert probe_video(tmp_path / "video.partial.mp4").frames == 6
+    assert sorted(os.listdir(tmp_path)) == ["video.mp4", "video.partial.mp4"]
+
+
+def test_what_cannot_be_rescued_now_stays(tmp_path):
+    """Nothing of a killed run is given up because the place to keep it in cannot be written."""
+    hidden = left_behind(tmp_path / "video.mp4")
+    (tmp_path / "video.partial.mp4").mkdir()
+    with pytest.raises(OSError, match=r"writing .*video\.mp4 failed"):
+        write(tmp_path / "video.mp4", frames_of(10))
+    assert probe_video(hidden).frames == 12
+    (tmp_path / "video.partial.mp4").rmdir()
+    write(tmp_path / "video.mp4", frames_of(10))
+    assert probe_video(tmp_path / "video.partial.mp4").frames == 12
+
+
+def test_a_video_without_room_for_a_second_copy_stays_in_fragments(tmp_path, monkeypatch, caplog):
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("inference.video.writing.make_plain", full)
+    write(tmp_path / "video.mp4", frames_of(12))
+    assert os.listdir(tmp_path) == ["video.mp4"] and probe_video(tmp_path / "video.mp4").frames == 12
+    assert "video.mp4 is in fragments: a plain copy failed, [Errno 28] No space left on device" in caplog.text
+
+
+def test_a_video_that_cannot_get_its_name_stays_beside_it(tmp_path):
+    writer = VideoWriter(tmp_path / "video.mp4", 24, 32, 48)
+    with pytest.raises(OSError, match=r"the 6 frames are in .*\.part\.mp4"), writer:
+        writer.append(frames_of(6))
+        (tmp_path / "video.mp4").mkdir()
+    [hidden] = [name for name in os.listdir(tmp_path) if name.startswith(".~")]
+    assert probe_video(tmp_path / hidden).frames == 6
 
 
 def test_remains_without_a_whole_fragment_are_removed(tmp_path, caplog):
