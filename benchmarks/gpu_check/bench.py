@@ -62,12 +62,16 @@ class Sizes:
     run_side: int = 480
     run_chunks: int = 6
     run_steps: int = 16
+    repeat_side: int = 256
+    repeat_chunks: int = 8
+    repeat_layers: int = 6
+    repeat_steps: int = 8
     compiler: str = "inductor"
 
 
 FULL = Sizes()
 # Layers are traced and not compiled: C++ would take minutes on a CPU.
-SMALL = Sizes(SMALL_MODEL, SMALL_VAE, (32, 64), 10, 256, 2, 32, 6, 16, "eager")
+SMALL = Sizes(SMALL_MODEL, SMALL_VAE, (32, 64), 10, 256, 2, 32, 6, 16, 32, 8, 3, 8, "eager")
 
 
 def randomise(module: nn.Module, seed: int = 0) -> None:
@@ -239,9 +243,22 @@ class WindowForward:
         return forward_flops(TransformerSize.of(self.config.model.model_dump()), record)
 
 
-def flowcache_settings(budget: int | None, threshold: float = 0.01) -> FlowCacheConfig:
-    """FlowCache with a cache of ``budget`` chunks, None for an unlimited one."""
+class RunCaptions:
+    """Captions of a usual length, for a run of the sampler."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.tokens = bench.random(50, bench.config.model.caption_channels, dtype=torch.float32)
+
+    def packed_cond(self, chunk: int) -> Tensor:
+        return self.tokens
+
+    def packed_null(self) -> Tensor:
+        return self.tokens
+
+
+def flowcache_settings(budget: int | None, threshold: float = 0.01, **given: Any) -> FlowCacheConfig:
+    """FlowCache with a cache of ``budget`` chunks, None for an unlimited one; ``given`` besides."""
     compression = {"compress_kv_cache": budget is not None, "total_cache_chunk_nums": budget or 5}
     return FlowCacheConfig(
-        rel_l1_thresh=threshold, query_granularity="frame", discard_nearly_clean_chunk=True, **compression
+        rel_l1_thresh=threshold, query_granularity="frame", discard_nearly_clean_chunk=True, **compression, **given
     )

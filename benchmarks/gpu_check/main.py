@@ -26,7 +26,7 @@ if not any(name in os.environ for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_A
 
 import torch
 
-from benchmarks.gpu_check import model, parts
+from benchmarks.gpu_check import model, parts, placement
 from benchmarks.gpu_check.bench import FULL, SMALL, Bench, Findings
 from benchmarks.gpu_check.table import table
 from harness.json_files import commit, save_json
@@ -37,11 +37,14 @@ Section = Callable[[Bench, Findings], None]
 # In this order: what says most first, what may take longest last.
 SECTIONS: Mapping[str, Section] = {
     "matmul": model.matmul,
+    "copies": placement.copies,
     "attention": parts.attention,
     "forwards": model.forwards,
     "projection": model.projection,
-    "compiled": model.compiled,
+    "profile": placement.profile,
     "fp8_layers": model.fp8_layers,
+    "repeatable": placement.repeatable,
+    "compiled": model.compiled,
     "runs": parts.runs,
     "cache_memory": model.cache_memory,
     "flowcache": parts.flowcache_work,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.gpu_check.bench import Bench, Findings, WindowForward, flowcache_settings
+from benchmarks.gpu_check.bench import Bench, Findings, RunCaptions, WindowForward, flowcache_settings
 from flowcache.decider import ChunkwiseDecider
 from flowcache.kv_cache import CompressedKVCache
 from harness.replay import Replay
@@ -163,19 +163,6 @@ def _may_reuse(schedule: Schedule, step: Step, entry: ChunkStep, warmup: int) ->
     return warmup <= entry.index < schedule.num_steps - 1 and not step.is_first and not step.is_last
 
 
-class _Captions:
-    """Captions of a usual length."""
-
-    def __init__(self, bench: Bench) -> None:
-        self.tokens = bench.random(50, bench.config.model.caption_channels, dtype=torch.float32)
-
-    def packed_cond(self, chunk: int) -> torch.Tensor:
-        return self.tokens
-
-    def packed_null(self) -> torch.Tensor:
-        return self.tokens
-
-
 def runs(bench: Bench, found: Findings) -> None:
     """Whole runs of the sampler: as MAGI-1 ships, and with FlowCache and a reuse map of the published shares."""
     sizes = bench.sizes
@@ -195,7 +182,7 @@ def runs(bench: Bench, found: Findings) -> None:
 
     def run(sampler: Sampler) -> dict[str, Any]:
         began = time.perf_counter()
-        for _ in sampler.run(noise, _Captions(bench), on_step=stop_when_late):
+        for _ in sampler.run(noise, RunCaptions(bench), on_step=stop_when_late):
             pass
         bench.synchronize()
         seconds = time.perf_counter() - began
