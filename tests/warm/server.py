@@ -5,6 +5,7 @@ find as ``sys.executable``, and what to import. Ends, and ends what it started, 
 """
 
 import atexit
+import contextlib
 import gc
 import importlib
 import json
@@ -68,9 +69,9 @@ class Server:
             self.become(request, files, client)
         for file in files:
             os.close(file)
-        client.sendall(f"{program}\n".encode())
         self.clients[program] = client
         self.selector.register(client, selectors.EVENT_READ, lambda: self.abandon(program))
+        tell(client, program)
 
     def abandon(self, program: int) -> None:
         """The client is gone: so is what it stands for."""
@@ -86,7 +87,7 @@ class Server:
             client = self.clients.pop(program)
             if client in self.selector.get_map():
                 self.selector.unregister(client)
-                client.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+                tell(client, os.waitstatus_to_exitcode(status))
             client.close()
 
     def become(self, request: dict[str, Any], files: list[int], client: socket.socket) -> NoReturn:
@@ -117,6 +118,12 @@ class Server:
             signal.signal(-status, signal.SIG_DFL)
             kill(process, -status)
         os._exit(status)
+
+
+def tell(client: socket.socket, number: int) -> None:
+    """Send ``number``. A client that was killed meanwhile hears nothing; that it is gone is seen by ``abandon``."""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        client.sendall(f"{number}\n".encode())
 
 
 def ended(program: Callable[[], None]) -> int:
