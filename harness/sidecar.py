@@ -71,6 +71,7 @@ def describe_run(
         "peak_memory_bytes": peak_memory(device),
         "attention_backend": pipeline.dit.backend,
         "fp8_matmul": pipeline.dit.fp8_matmul,
+        "fused_kernels": pipeline.dit.kernels is not None,
         "device": describe_device(device),
         "ranks": pipeline.parallel.describe(),
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},

@@ -218,6 +218,7 @@ class EngineConfig(_Section):
     # Ours, absent from the published files.
     attention_backend: Literal["auto", "sdpa", "eager", "varlen", "flash2", "flash3"] = "auto"
     fp8_matmul: Literal["auto", "scaled_mm", "dequantise"] = "auto"
+    fused_kernels: Switch = "auto"
     compile: bool = False
     offload_t5: Switch = "auto"
     offload_vae: Switch = "auto"

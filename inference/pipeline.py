@@ -36,6 +36,7 @@ from inference.model.attention import resolve_backend
 from inference.model.compiling import compile_layers
 from inference.model.dit import VideoDiT
 from inference.model.fp8 import DEQUANTISE, resolve_fp8_matmul
+from inference.model.fused import resolve_kernels
 from inference.model.weights import check_weights, checkpoint_directory, load_weights
 from inference.parallel.group import ALONE, ContextParallel
 from inference.parallel.launch import check_ranks
@@ -383,6 +384,14 @@ def load_transformer(config: MagiConfig, device: torch.device) -> VideoDiT:
     backend = resolve_backend(config.engine.attention_backend, device, config.model.dtype, config.model.kv_channels)
     engine = config.engine
     matmul = resolve_fp8_matmul(engine.fp8_matmul, device) if engine.fp8_quant else DEQUANTISE
+    kernels = resolve_kernels(engine.fused_kernels, device)
     with torch.device("meta"):
-        dit = VideoDiT(config.model, distill=engine.distill, fp8=engine.fp8_quant, fp8_matmul=matmul, backend=backend)
+        dit = VideoDiT(
+            config.model,
+            distill=engine.distill,
+            fp8=engine.fp8_quant,
+            fp8_matmul=matmul,
+            backend=backend,
+            kernels=kernels,
+        )
     return compile_layers(dit) if engine.compile else dit

@@ -44,7 +44,7 @@ FLOORS = (
 )
 
 # Found at run time where a user has them; nothing else changes where they are not (docs/backends.md).
-OPTIONAL = {"flash_attn", "flash_attn_interface"}
+OPTIONAL = {"flash_attn", "flash_attn_interface", "triton"}
 
 
 def imported_modules(source: str, package: str) -> Iterator[tuple[int, str]]:

@@ -13,6 +13,7 @@ heads, G key/value groups, D head width.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from typing import Any
@@ -21,11 +22,18 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from inference.model.products import HALF
 
 logger = logging.getLogger(__name__)
 
+CUDNN_FIRST = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 # bfloat16 rounds to 2^-8; a kernel that mixes up heads, scales or ranges is off by as much as its values are large.
 PROBE_TOLERANCE = 0.05
 
@@ -81,7 +89,16 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
 def sdpa_of_groups(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The same by a kernel that knows groups: ``q`` (B, N, H, D), ``k`` and ``v`` (B, M, G, D) to (B, N, H, D)."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2)
+    with sdpa_kernel(CUDNN_FIRST, set_priority=True) if prefers_cudnn(q.device) else nullcontext():
+        return F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2)
+
+
+def prefers_cudnn(device: torch.device) -> bool:
+    """Whether cuDNN's attention is to be asked before PyTorch's flash attention, which is of version 2 and does not
+    know the matrix units of compute capability 9: there it takes 1.57 times as long (docs/performance.md). Which comes
+    first by itself depends on the versions of PyTorch and cuDNN.
+    """
+    return (9, 0) <= torch.cuda.get_device_capability(device) < (11, 0)
 
 
 def knows_groups(q: Tensor) -> bool:

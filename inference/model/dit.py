@@ -9,7 +9,7 @@ Shape letters: E entries, N tokens of a chunk, D hidden width, H heads, G key/va
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from inference.config import PROJECTION_SHARDS, ModelConfig
 from inference.model.attention import BACKENDS, cross_attend_heads
 from inference.model.fp8 import DEQUANTISE, Fp8Linear
+from inference.model.fused import FusedKernels
 from inference.model.layers import (
     CaptionEmbedder,
     FinalLinear,
@@ -29,7 +30,7 @@ from inference.model.layers import (
     UpcastLinear,
     gated_residual,
     gelu,
-    rotate,
+    norm_rotate,
     swiglu,
 )
 from inference.model.products import functional
@@ -79,13 +80,24 @@ class _Inputs:
     backend: str
     tokens: int  # N, all tokens of a chunk
     parallel: ContextParallel
+    kernels: FusedKernels | None
     layer: int = 0  # here and not an argument: to a compiled layer a number is a reason to be compiled anew
+
+
+class Fp8Choice(NamedTuple):
+    """How layers with float8 weights multiply, and what quantises their input."""
+
+    matmul: str
+    kernels: FusedKernels | None
+
+    def linear(self, inputs: int, outputs: int, *, per_channel: bool) -> Fp8Linear:
+        return Fp8Linear(inputs, outputs, per_channel=per_channel, matmul=self.matmul, kernels=self.kernels)
 
 
 class QkvProjection(nn.Module):
     """LayerNorm, then the four projections of an attention block: q, qx (cross attention), k, v."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, fp8: str | None) -> None:
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, fp8: Fp8Choice | None) -> None:
         super().__init__()
         width, kv_width = config.hidden_size, config.num_query_groups * config.kv_channels
         self.layer_norm = nn.LayerNorm(width, config.layernorm_epsilon, dtype=dtype)
@@ -104,7 +116,7 @@ class Attention(nn.Module):
     fp8).
     """
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, fp8: str | None) -> None:
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, fp8: Fp8Choice | None) -> None:
         super().__init__()
         width, head, eps = config.hidden_size, config.kv_channels, config.layernorm_epsilon
         self.head = head
@@ -112,7 +124,7 @@ class Attention(nn.Module):
         xattn_width = int(width * config.xattn_cond_hidden_ratio)
         self.linear_kv_xattn = nn.Linear(xattn_width, 2 * config.num_query_groups * head, bias=False, dtype=dtype)
         if fp8:
-            self.linear_proj: nn.Module = Fp8Linear(2 * width, width, per_channel=True, matmul=fp8)
+            self.linear_proj: nn.Module = fp8.linear(2 * width, width, per_channel=True)
         else:
             self.linear_proj = UpcastLinear(2 * width, width, dtype)
         self.q_layernorm = OnePlusLayerNorm(head, eps, dtype)
@@ -122,14 +134,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, inputs: _Inputs) -> Tensor:
         q, qx, k, v = (rearrange(p, "e n (h d) -> e n h d", d=self.head) for p in self.linear_qkv(x))
-        q, k = self.q_layernorm(q), self.k_layernorm(k)
+        positions = inputs.cos, inputs.sin, x.dtype, inputs.kernels
+        q = norm_rotate(q, self.q_layernorm, *positions)
         if functional():
-            q = rotate(q, inputs.cos, inputs.sin).to(x.dtype)
-            kv = torch.cat([rotate(k, inputs.cos, inputs.sin).to(x.dtype), v], dim=-1)
+            kv = torch.cat([norm_rotate(k, self.k_layernorm, *positions), v], dim=-1)
         else:
-            q = rotate(q, inputs.cos, inputs.sin, out=torch.empty_like(q, dtype=x.dtype))
             kv = x.new_empty(*k.shape[:-1], 2 * self.head)
-            rotate(k, inputs.cos, inputs.sin, out=kv[..., : self.head])
+            norm_rotate(k, self.k_layernorm, *positions, out=kv[..., : self.head])
             kv[..., self.head :] = v
         kx, vx = rearrange(self.linear_kv_xattn(inputs.caption), "m (g two d) -> two m g d", two=2, d=self.head)
         qx, kx = self.q_layernorm_xattn(qx), self.k_layernorm_xattn(kx)
@@ -175,19 +186,19 @@ def _by_shards(room: Tensor, result: Tensor) -> None:
 class FeedForward(nn.Module):
     """LayerNorm, fc1, activation, fc2: exact GELU, or SwiGLU where ``gated_linear_unit`` is set."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, fp8: str | None) -> None:
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, fp8: Fp8Choice | None) -> None:
         super().__init__()
         width, inner = config.hidden_size, config.ffn_hidden_size
         self.gated = config.gated_linear_unit
         self.layer_norm = nn.LayerNorm(width, config.layernorm_epsilon, dtype=dtype)
         self.linear_fc1 = _linear(width, inner * (2 if self.gated else 1), dtype, fp8)
         self.linear_fc2: nn.Module = (
-            Fp8Linear(inner, width, per_channel=True, matmul=fp8) if fp8 else _linear(inner, width, dtype, fp8=None)
+            fp8.linear(inner, width, per_channel=True) if fp8 else _linear(inner, width, dtype, fp8=None)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, kernels: FusedKernels | None) -> Tensor:
         hidden = self.linear_fc1(self.layer_norm(x))
-        hidden = swiglu(hidden) if self.gated else gelu(hidden)
+        hidden = swiglu(hidden, kernels) if self.gated else gelu(hidden)
         return self.linear_fc2(hidden)
 
 
@@ -210,7 +221,7 @@ class Modulation(nn.Module):
 class Layer(nn.Module):
     """One transformer layer: gated attention and gated feed-forward, each normalised after the gate, in float32."""
 
-    def __init__(self, config: ModelConfig, condition_width: int, dtype: torch.dtype, fp8: str | None) -> None:
+    def __init__(self, config: ModelConfig, condition_width: int, dtype: torch.dtype, fp8: Fp8Choice | None) -> None:
         super().__init__()
         self.ada_modulate_layer = Modulation(config, condition_width, dtype)
         self.self_attention = Attention(config, dtype, fp8)
@@ -220,14 +231,15 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, inputs: _Inputs) -> Tensor:
         gate_attention, gate_mlp = self.ada_modulate_layer(inputs.condition)
-        x = gated_residual(x, self.self_attention(x, inputs), gate_attention, self.self_attn_post_norm)
-        return gated_residual(x, self.mlp(x), gate_mlp, self.mlp_post_norm)
+        kernels = inputs.kernels
+        x = gated_residual(x, self.self_attention(x, inputs), gate_attention, self.self_attn_post_norm, kernels)
+        return gated_residual(x, self.mlp(x, kernels), gate_mlp, self.mlp_post_norm, kernels)
 
 
 class Blocks(nn.Module):
     """The layers and the final norm (named as in the checkpoints)."""
 
-    def __init__(self, config: ModelConfig, condition_width: int, dtype: torch.dtype, fp8: str | None) -> None:
+    def __init__(self, config: ModelConfig, condition_width: int, dtype: torch.dtype, fp8: Fp8Choice | None) -> None:
         super().__init__()
         last = config.num_layers - 1
         self.layers = nn.ModuleList(
@@ -255,6 +267,7 @@ class VideoDiT(nn.Module):
         fp8_matmul: how those multiply, "dequantise" or "scaled_mm" (``inference.model.fp8``).
         backend: attention back end, one of ``inference.model.attention.BACKENDS`` (``resolve_backend`` knows which can
             be used where).
+        kernels: what does elementwise work, None for PyTorch's operators (``inference.model.fused``).
     """
 
     def __init__(
@@ -265,9 +278,11 @@ class VideoDiT(nn.Module):
         fp8: bool = False,
         fp8_matmul: str = DEQUANTISE,
         backend: str = "sdpa",
+        kernels: FusedKernels | None = None,
     ) -> None:
         super().__init__()
         self.config = config
+        self.kernels = kernels
         self.distill = distill
         if backend not in BACKENDS:
             raise ValueError(f"attention back end {backend!r} is none of {', '.join(BACKENDS)}; see resolve_backend")
@@ -282,7 +297,8 @@ class VideoDiT(nn.Module):
             config.caption_channels, config.caption_max_length, xattn_width, condition_width
         )
         self.rope = Rope(config.kv_channels)
-        self.videodit_blocks = Blocks(config, condition_width, self.dtype, fp8_matmul if fp8 else None)
+        multiplies = Fp8Choice(fp8_matmul, kernels) if fp8 else None
+        self.videodit_blocks = Blocks(config, condition_width, self.dtype, multiplies)
         self.final_linear = FinalLinear(config.hidden_size, config.out_channels, config.patch_size)
 
     def stream_layers(self, device: torch.device) -> "VideoDiT":
@@ -353,6 +369,7 @@ class VideoDiT(nn.Module):
             backend=self.backend,
             tokens=cos.shape[1],
             parallel=parallel,
+            kernels=self.kernels,
         )
         x = parallel.shard(self.embed(latents))  # (E, n, D), of N tokens the n of this rank
         x = self.videodit_blocks(x, inputs)  # (E, n, D) float32
@@ -361,8 +378,8 @@ class VideoDiT(nn.Module):
         return velocity[:, :channels] / self.config.x_rescale_factor
 
 
-def _linear(inputs: int, outputs: int, dtype: torch.dtype, fp8: str | None) -> nn.Module:
+def _linear(inputs: int, outputs: int, dtype: torch.dtype, fp8: Fp8Choice | None) -> nn.Module:
     """A layer without bias; ``fp8`` says how one with float8 weights multiplies, None that it has none."""
     if fp8:
-        return Fp8Linear(inputs, outputs, per_channel=False, matmul=fp8)
+        return fp8.linear(inputs, outputs, per_channel=False)
     return nn.Linear(inputs, outputs, bias=False, dtype=dtype)

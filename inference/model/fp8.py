@@ -8,6 +8,7 @@ import logging
 import torch
 from torch import Tensor, nn
 
+from inference.model.fused import FusedKernels
 from inference.model.products import functional, widened_linear
 
 logger = logging.getLogger(__name__)
@@ -38,9 +39,18 @@ class Fp8Linear(nn.Module):
         matmul: "dequantise", the reference arithmetic that runs anywhere, or "scaled_mm", torch's fp8 product
             (``resolve_fp8_matmul`` knows where that can be used). Widths that are no multiples of 16, which no
             published model has, are dequantised in any case.
+        kernels: what quantises where fp8 matrix units multiply, None for PyTorch's operators.
     """
 
-    def __init__(self, in_features: int, out_features: int, *, per_channel: bool, matmul: str = DEQUANTISE) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        per_channel: bool,
+        matmul: str = DEQUANTISE,
+        kernels: FusedKernels | None = None,
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1, out_features, in_features, dtype=FP8), requires_grad=False)
         self.weight_scale = nn.Parameter(torch.ones(1), requires_grad=False)
@@ -48,18 +58,22 @@ class Fp8Linear(nn.Module):
         self.smooth_scale = nn.Parameter(torch.ones(1, in_features), requires_grad=False) if per_channel else None
         fits = in_features % WIDTH_STEP == 0 and out_features % WIDTH_STEP == 0
         self.matmul = matmul if fits else DEQUANTISE
+        # Others have no fp8 in their instructions.
+        self.kernels = kernels if self.matmul == SCALED_MM else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) of any dtype to (..., out), bfloat16."""
         divisor = self.input_scale if self.smooth_scale is None else self.smooth_scale[0]
         multiply = scaled_product if self.matmul == SCALED_MM else exact_product
-        return multiply(quantise(x, divisor), self.weight[0], self.input_scale[:1], self.weight_scale)
+        return multiply(quantise(x, divisor, self.kernels), self.weight[0], self.input_scale[:1], self.weight_scale)
 
 
-def quantise(x: Tensor, divisor: Tensor) -> Tensor:
+def quantise(x: Tensor, divisor: Tensor, kernels: FusedKernels | None = None) -> Tensor:
     """``x`` (..., in) divided by ``divisor`` (in,) or (1,) in float32, rounded to bfloat16 and then to fp8."""
     if functional():
         return (x.float() / divisor).clamp(-FP8_MAX, FP8_MAX).to(torch.bfloat16).to(FP8)
+    if kernels is not None:
+        return kernels.quantise(x, divisor, FP8, FP8_MAX)
     out = torch.empty_like(x, dtype=FP8)
     # In blocks, so that the float32 numbers in between are few.
     for part, room in zip(x.flatten(0, -2).split(BLOCK_ROWS), out.flatten(0, -2).split(BLOCK_ROWS), strict=True):

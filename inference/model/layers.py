@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from inference.model.fused import FusedKernels
 from inference.model.products import functional, widened_linear
 
 SINUSOID_WIDTH = 256
@@ -101,7 +102,34 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Te
     return out
 
 
-def gated_residual(x: Tensor, update: Tensor, gate: Tensor, norm: OnePlusLayerNorm) -> Tensor:
+def norm_rotate(
+    x: Tensor,
+    norm: OnePlusLayerNorm,
+    cos: Tensor,
+    sin: Tensor,
+    dtype: torch.dtype,
+    kernels: FusedKernels | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Heads ``x`` (E, N, H, D), normalised and rotated in float32 and rounded once to ``dtype``; ``x`` is used up.
+
+    ``out`` (E, N, H, D) is where the result goes; not where gradients are taken.
+    """
+    if functional():
+        return rotate(norm(x), cos, sin).to(dtype)
+    if kernels is not None:
+        # Not over what is read: threads that read a feature's partner may come later.
+        out = torch.empty_like(x, dtype=dtype) if out is None else out
+        kernels.norm_rotate(x, norm.weight, norm.bias, norm.eps, cos, sin, out)
+        return out
+    if out is None:
+        out = x if x.dtype == dtype else torch.empty_like(x, dtype=dtype)
+    return rotate(norm(x), cos, sin, out=out)
+
+
+def gated_residual(
+    x: Tensor, update: Tensor, gate: Tensor, norm: OnePlusLayerNorm, kernels: FusedKernels | None = None
+) -> Tensor:
     """``x + norm(update * gate)`` in float32, rounded once to the dtype of ``x``; ``update`` is used up.
 
     Args:
@@ -110,6 +138,8 @@ def gated_residual(x: Tensor, update: Tensor, gate: Tensor, norm: OnePlusLayerNo
     """
     if functional():
         return (x.float() + norm(update.float() * gate.float())).to(x.dtype)
+    if kernels is not None:
+        return kernels.gated_residual(x, update, gate, norm.weight, norm.bias, norm.eps)
     gated = update.mul_(gate) if update.dtype == torch.float32 else update * gate.float()
     normed = norm(gated)
     return torch.add(x, normed, out=normed if normed.dtype == x.dtype else torch.empty_like(x))
@@ -120,11 +150,13 @@ def gelu(x: Tensor) -> Tensor:
     return F.gelu(x) if functional() else torch.ops.aten.gelu_(x)
 
 
-def swiglu(x: Tensor) -> Tensor:
+def swiglu(x: Tensor, kernels: FusedKernels | None = None) -> Tensor:
     """``silu(gate) * value`` of ``x`` (..., 2F), gate in front: (..., F), float32 rounded once; ``x`` is used up."""
     gate, value = x.chunk(2, dim=-1)
     if functional():
         return (F.silu(gate.float()) * value.float()).to(x.dtype)
+    if kernels is not None:
+        return kernels.swiglu(x)
     gate = F.silu(gate.float(), inplace=True)
     return torch.mul(gate, value, out=torch.empty_like(value, memory_format=torch.contiguous_format))
 

@@ -71,8 +71,10 @@ def test_ends(python: str, code: str, status: int, said: str) -> None:
 )
 def test_signals(python: str, sent: signal.Signals, status: int) -> None:
     """The program gets them, and is gone when its streams are closed."""
+    # A test run in the background of a shell may have been started with Ctrl-C ignored, and what it starts as well.
     code = """
-        import sys
+        import signal, sys
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             print("ready", flush=True)
             sys.stdin.read()
