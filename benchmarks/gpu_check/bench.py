@@ -18,6 +18,7 @@ from inference.kv_cache import KVCache
 from inference.model.attention import resolve_backend
 from inference.model.context import CachedAttention, Entry
 from inference.model.dit import Captions, VideoDiT
+from inference.model.fused import resolve_kernels
 from inference.record import ForwardRecord
 from inference.sampler import kv_geometry, make_schedule
 from inference.schedule import Schedule, Step
@@ -129,7 +130,7 @@ class Bench:
         model = self.config.model
         backend = resolve_backend("auto", self.device, model.dtype, model.kv_channels)
         with torch.device("meta"):
-            dit = VideoDiT(model, distill=True, backend=backend)
+            dit = VideoDiT(model, distill=True, backend=backend, kernels=resolve_kernels("auto", self.device))
         dit = dit.to_empty(device=self.device).eval()
         randomise(dit)
         return dit
@@ -151,6 +152,22 @@ class Bench:
         call()
         self.synchronize()
         return time.perf_counter() - began
+
+    def compared(self, calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, float]]:
+        """Seconds of each of ``calls``, made in turn ``rounds`` times after one each that is not counted: the median,
+        and by how much of it the slowest and the fastest differ.
+        """
+        for call in calls.values():
+            call()
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in range(rounds):
+            for name, call in calls.items():
+                times[name].append(self.once(call))
+        middles = {name: statistics.median(values) for name, values in times.items()}
+        return {
+            name: {"seconds": middles[name], "spread": (max(values) - min(values)) / middles[name]}
+            for name, values in times.items()
+        }
 
     def seconds(self, call: Callable[[], Any], repeats: int | None = None) -> float:
         """Median time of ``call``, once run before it is timed."""

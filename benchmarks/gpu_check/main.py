@@ -26,7 +26,7 @@ if not any(name in os.environ for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_A
 
 import torch
 
-from benchmarks.gpu_check import model, parts, placement
+from benchmarks.gpu_check import model, parts, placement, variants
 from benchmarks.gpu_check.bench import FULL, SMALL, Bench, Findings
 from benchmarks.gpu_check.table import table
 from harness.json_files import commit, save_json
@@ -41,9 +41,13 @@ SECTIONS: Mapping[str, Section] = {
     "attention": parts.attention,
     "forwards": model.forwards,
     "projection": model.projection,
+    "layouts": variants.layouts,
+    "variants": variants.variants,
     "profile": placement.profile,
     "fp8_layers": model.fp8_layers,
+    "fp8_widths": variants.fp8_widths,
     "repeatable": placement.repeatable,
+    "placements": variants.placements,
     "compiled": model.compiled,
     "runs": parts.runs,
     "cache_memory": model.cache_memory,
