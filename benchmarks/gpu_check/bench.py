@@ -129,8 +129,9 @@ class Bench:
         """The transformer, built on the device with random weights."""
         model = self.config.model
         backend = resolve_backend("auto", self.device, model.dtype, model.kv_channels)
+        kernels = resolve_kernels("auto", self.device)
         with torch.device("meta"):
-            dit = VideoDiT(model, distill=True, backend=backend, kernels=resolve_kernels("auto", self.device))
+            dit = VideoDiT(model, distill=True, backend=backend, kernels=kernels)
         dit = dit.to_empty(device=self.device).eval()
         randomise(dit)
         return dit
