@@ -58,10 +58,11 @@ def errors(dtype: torch.dtype) -> tuple[dict[str, float], int]:
     found["quantised"] = 0.0
     for divisor in (torch.rand(1500) + 0.1, torch.rand(1) + 0.1):
         x = torch.randn(7, 1500, dtype=dtype) * 40
-        # Left in bfloat16: the interpreter's conversion to fp8 does not round to nearest.
+        # Left in bfloat16, and a unit of it allowed: the interpreter cuts off where GPUs round to nearest. Bits are
+        # compared on the GPU, before the kernels are used (``fused.probe``).
         expected = (x.float() / divisor).clamp(-FP8_MAX, FP8_MAX).bfloat16()
         quantised = kernels.quantise(x, divisor, torch.bfloat16, FP8_MAX)
-        found["quantised"] = max(found["quantised"], (quantised.float() - expected.float()).abs().max().item())
+        found["quantised"] = max(found["quantised"], units(quantised, expected))
     return found, int((room[..., 24:] != 7.0).sum())
 
 
