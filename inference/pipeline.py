@@ -133,6 +133,19 @@ def plan(config: MagiConfig, prefix_frames: int) -> tuple[MagiConfig, Schedule]:
     return sampled, make_schedule(sampled, given)
 
 
+def place_run(
+    config: MagiConfig,
+    device: torch.device,
+    free: int | None,
+    make_cache: CacheFactory = KVCache,
+    ranks: int = 1,
+) -> tuple[MagiConfig, MemoryPlan]:
+    """``config`` with every "auto" of its memory decided for videos from text, and the plan (``plan_run``)."""
+    planned, schedule = plan(config, 0)
+    memory = plan_run(planned, schedule, device, free, make_cache, ranks)
+    return config.with_overrides(**vars(memory.placement)), memory
+
+
 class MagiPipeline:
     """The models of one configuration on one device.
 
@@ -189,8 +202,7 @@ class MagiPipeline:
         if device.index is not None and device.type == "cuda":
             torch.cuda.set_device(device)  # for what takes no device: kernels of other packages, host memory
         if device.type == "cuda":
-            schedule = plan(config, 0)[1]
-            config, memory = plan_run(config, schedule, device, free_bytes(device), make_cache, parallel.ranks)
+            config, memory = place_run(config, device, free_bytes(device), make_cache, parallel.ranks)
         runtime = config.runtime
         # All paths and headers first: what is missing should not show up after minutes of loading something else.
         weights = checkpoint_directory(config)

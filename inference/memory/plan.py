@@ -143,9 +143,9 @@ def plan_run(
     free: int | None,
     make_cache: Callable[..., KVCache] = KVCache,
     ranks: int = 1,
-) -> tuple[MagiConfig, MemoryPlan]:
-    """``config`` with every "auto" of ``SWITCHES`` decided, and the plan; ``schedule`` is that of the video. A warning
-    where nothing fits.
+) -> MemoryPlan:
+    """The plan for the video of ``config``, planned, and ``schedule``, with every "auto" of ``SWITCHES`` decided. A
+    warning where nothing fits.
     """
     prefix = schedule.offset * config.runtime.chunk_width
     shape = largest_forward(dry_run(config, prefix, make_cache))
@@ -159,4 +159,4 @@ def plan_run(
             "what to change",
             *(plan.device_bytes / 1e9, (plan.usable or 0) / 1e9),
         )
-    return config.with_overrides(**vars(plan.placement)), plan
+    return plan

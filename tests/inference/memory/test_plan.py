@@ -7,9 +7,9 @@ import torch
 
 from inference.config import load_config
 from inference.memory.estimate import MemoryEstimate, TransformerSize
-from inference.memory.plan import Placement, device_parts, device_peak, plan_memory, plan_run, usable_bytes
+from inference.memory.plan import Placement, device_parts, device_peak, plan_memory, usable_bytes
 from inference.memory.stages import Peak
-from inference.pipeline import plan
+from inference.pipeline import place_run
 from tests.paths import CONFIGS
 from tests.tiny import tiny_config
 
@@ -80,7 +80,15 @@ def test_what_the_user_says_stands_and_a_cpu_moves_nothing() -> None:
 @pytest.mark.parametrize(("gib", "fits", "streamed"), [(80, True, False), (12, True, True), (2, False, True)])
 def test_the_published_model_on_cards(gib: int, fits: bool, streamed: bool, caplog: pytest.LogCaptureFixture) -> None:
     config = load_config(CONFIGS / "4.5B_distill.json").with_overrides(kv_offload="auto")
-    settled, found = plan_run(config, plan(config, 0)[1], torch.device("cuda"), gib * 2**30)
+    settled, found = place_run(config, torch.device("cuda"), gib * 2**30)
     assert (found.fits, found.placement.stream_weights) == (fits, streamed)
     assert vars(found.placement) == {name: getattr(settled.engine, name) for name in vars(found.placement)}
     assert ("scripts/check_model.py" in caplog.text) == (not fits)
+
+
+@pytest.mark.parametrize("frames", [1, 5, 25])
+def test_the_shortest_videos_are_planned_like_any(frames: int) -> None:
+    config = tiny_config(num_frames=frames).with_overrides(kv_offload="auto")
+    settled, found = place_run(config, torch.device("cuda"), 2**34)
+    assert settled.runtime.num_frames == frames and found.fits
+    assert settled.engine.kv_offload is False

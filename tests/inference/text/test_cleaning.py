@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from bs4.exceptions import ParserRejectedMarkup
 
 from inference.text.cleaning import clean_caption, clean_caption_once
 from tests.paths import GOLDEN
@@ -64,7 +65,12 @@ def test_a_trailing_blank_shields_from_step_33():
     assert clean_caption("cat- 3x4") == "cat"
 
 
-def test_hopeless_markup_is_a_clear_error():
+def test_hopeless_markup_is_a_clear_error(monkeypatch):
+    # Which text it is that a parser gives up on depends on the version of Python: of some, "<![<" is.
+    def rejects(*arguments, **named):
+        raise ParserRejectedMarkup("expected name token")
+
+    monkeypatch.setattr("inference.text.cleaning.BeautifulSoup", rejects)
     with pytest.raises(ValueError, match="markup"):
         clean_caption("a cat <![<")
 
