@@ -9,12 +9,14 @@ compute dtype, 4 bytes of float32. Float32 copies cost nothing where b is 4 alre
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from inference.config import VAE_CHANNELS, ModelConfig
 from inference.model.fp8 import BLOCK_ROWS, SCALED_MM
+from inference.model.products import hidden_blocks
 from inference.video.tiling import Reduction, TileSpec
 from inference.video.vit_blocks import VitConfig
 
@@ -86,7 +88,8 @@ def _layer_places(
     hidden = (
         max(b * width + 2 * b * inner, inner * (3 * b + upcast)) if model.gated_linear_unit else b * (width + inner)
     )
-    places["feed-forward"] = tokens * (width * b + hidden)
+    outer = inner * (2 if model.gated_linear_unit else 1)
+    places["feed-forward"] = _in_blocks(tokens, width, outer, b, lambda rows: rows * (width * b + hidden))
     # Own tokens, result, the same gated, its norm, and the sum: in float32 two of them are written over others.
     places["second residual"] = tokens * width * (3 * FLOAT if b == FLOAT else 3 * b + 2 * FLOAT)
     if ranks > 1:
@@ -97,15 +100,21 @@ def _layer_places(
     return places
 
 
+def _in_blocks(tokens: int, width: int, outer: int, b: int, alive: Callable[[int], int]) -> int:
+    """Most that a feed-forward holds, ``alive`` for some rows; of several blocks beside the room for all results."""
+    blocks = hidden_blocks(tokens, outer, b)
+    return alive(tokens) if blocks == 1 else tokens * width * b + alive(-(-tokens // blocks))
+
+
 def _fp8_places(model: ModelConfig, tokens: int, matmul: str, widened: bool) -> dict[str, int]:
     """The layers with float8 weights: quantised input, its factors where they are widened, and the product."""
     width, inner, b = model.hidden_size, model.ffn_hidden_size, model.dtype.itemsize
     outer = inner * (2 if model.gated_linear_unit else 1)
-    # Numbers between float32 and fp8 of the rows that are quantised at a time.
-    between = min(tokens, BLOCK_ROWS) * (FLOAT + b)
+    # ``between``: numbers between float32 and fp8 of the rows that are quantised at a time.
 
-    def product(inputs: int, outputs: int) -> int:
+    def product(inputs: int, outputs: int, tokens: int = tokens) -> int:
         """From an input of ``inputs`` numbers, itself not counted, to its product, most that is alive."""
+        between = min(tokens, BLOCK_ROWS) * (FLOAT + b)
         if matmul == SCALED_MM:
             return max(between * inputs, tokens * outputs * b) + tokens * inputs
         factor = FLOAT if widened else b
@@ -114,8 +123,12 @@ def _fp8_places(model: ModelConfig, tokens: int, matmul: str, widened: bool) -> 
         return max(between * inputs, multiplying, rounding) + tokens * inputs
 
     return {
-        "feed-forward in fp8": tokens * 2 * width * b + product(width, outer),
-        "feed-forward in fp8, back": tokens * (width + inner) * b + product(inner, width),
+        "feed-forward in fp8": _in_blocks(
+            tokens, width, outer, b, lambda rows: rows * 2 * width * b + product(width, outer, rows)
+        ),
+        "feed-forward in fp8, back": _in_blocks(
+            tokens, width, outer, b, lambda rows: rows * (width + inner) * b + product(inner, width, rows)
+        ),
         "attention output in fp8": tokens * 2 * width * b + product(2 * width, width),
     }
 

@@ -33,7 +33,7 @@ from inference.model.layers import (
     norm_rotate,
     swiglu,
 )
-from inference.model.products import functional
+from inference.model.products import functional, hidden_blocks
 from inference.parallel.group import ALONE, ContextParallel
 from inference.placement.streaming import StreamedLayers
 
@@ -197,6 +197,18 @@ class FeedForward(nn.Module):
         )
 
     def forward(self, x: Tensor, kernels: FusedKernels | None) -> Tensor:
+        rows = x.flatten(0, 1)
+        blocks = hidden_blocks(len(rows), self.linear_fc1.weight.shape[-2], x.dtype.itemsize)
+        if functional() or blocks == 1:
+            return self._rows(x, kernels)
+        out: Tensor | None = None
+        for index, block in enumerate(rows.tensor_split(blocks)):
+            result = self._rows(block, kernels)
+            out = result.new_empty(len(rows), result.shape[-1]) if out is None else out
+            out.tensor_split(blocks)[index].copy_(result)
+        return out.unflatten(0, x.shape[:2])
+
+    def _rows(self, x: Tensor, kernels: FusedKernels | None) -> Tensor:
         hidden = self.linear_fc1(self.layer_norm(x))
         hidden = swiglu(hidden, kernels) if self.gated else gelu(hidden)
         return self.linear_fc2(hidden)

@@ -17,6 +17,15 @@ HALF = (torch.float16, torch.bfloat16)
 KNOWS_WIDE_RESULTS = "dtype" in torch.ops.aten.mm.overloads() and torch.version.hip is None
 
 
+# Of a feed-forward's hidden values; 3.2 GB would be alive at once for four chunks of 720 x 720 of the 24B model.
+HIDDEN_BYTES = 5 * 2**28
+
+
+def hidden_blocks(rows: int, width: int, itemsize: int) -> int:
+    """In how many blocks of rows a feed-forward is computed, so that its hidden values are ``HIDDEN_BYTES`` at most."""
+    return max(1, -(-rows * width * itemsize // HIDDEN_BYTES))
+
+
 def functional() -> bool:
     """Whether tensors must not be written over: gradients need them, and a compiler decides that by itself."""
     return torch.is_grad_enabled() or torch.compiler.is_compiling()

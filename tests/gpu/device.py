@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from inference.config import MagiConfig, load_config
 from inference.model import attention
 from inference.model.dit import VideoDiT
+from inference.model.fused import FusedKernels
 from inference.placement import host_memory
 from tests.gpu.streams import Streams
 from tests.gpu.watch import Watch
@@ -60,15 +61,38 @@ def pretended(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iterator[Watch
         cached.cache_clear()
 
 
+def fused(watch: Watch) -> FusedKernels:
+    """Kernels that read and write what the real ones do (``inference.model.kernels``), and compute nothing."""
+
+    def gated_residual(x: Tensor, update: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        return watch.kernel((x, update, gate, weight, bias), torch.empty_like(x))
+
+    def norm_rotate(x: Tensor, weight: Tensor, bias: Tensor, eps: float, cos: Tensor, sin: Tensor, out: Tensor) -> None:
+        assert x.dtype == out.dtype == torch.bfloat16 and cos.dtype == sin.dtype == torch.float32
+        assert out.stride(-1) == 1 and x.is_contiguous() and cos.is_contiguous() and sin.is_contiguous()
+        watch.kernel((x, weight, bias, cos, sin), out)
+
+    def swiglu(x: Tensor) -> Tensor:
+        return watch.kernel((x,), x.new_empty(*x.shape[:-1], x.shape[-1] // 2))
+
+    def quantise(x: Tensor, divisor: Tensor, dtype: torch.dtype, largest: float) -> Tensor:
+        return watch.kernel((x, divisor), torch.empty_like(x, dtype=dtype))
+
+    return FusedKernels(gated_residual, norm_rotate, swiglu, quantise)
+
+
 def published(name: str = "4.5B_distill", **overrides: Any) -> MagiConfig:
     """A published configuration, by default with three layers, of which the middle one may be fp8."""
     return load_config(CONFIGS / f"{name}.json").with_overrides(**{"num_layers": 3, "kv_offload": False} | overrides)
 
 
-def transformer(config: MagiConfig, *, streamed: bool = False, fp8_matmul: str = "scaled_mm") -> VideoDiT:
+def transformer(
+    config: MagiConfig, *, streamed: bool = False, fp8_matmul: str = "scaled_mm", kernels: FusedKernels | None = None
+) -> VideoDiT:
     """A transformer of fake parameters; ``streamed`` ones begin in host memory and pass through the device."""
     with unset_fake_temporarily(), torch.device("meta"):
-        dit = VideoDiT(config.model, distill=config.engine.distill, fp8=config.engine.fp8_quant, fp8_matmul=fp8_matmul)
+        engine, products = config.engine, {"fp8_matmul": fp8_matmul, "kernels": kernels}
+        dit = VideoDiT(config.model, distill=engine.distill, fp8=engine.fp8_quant, **products)
     for prefix, module in list(dit.named_modules()):
         for name, old in list(module.named_parameters(recurse=False)):
             device = "cpu" if streamed and ".layers" in prefix else CUDA

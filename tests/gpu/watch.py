@@ -87,6 +87,17 @@ class Watch(TorchDispatchMode):
         self._touch(out, True, where)
         return out
 
+    def kernel(self, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        """Stands for a kernel that reads ``inputs`` once and writes ``out`` once, which is returned."""
+        where = here()
+        self.launches += 1
+        self.streams.current().tick()
+        self.elementwise[where] += sum(moved(x) for x in (*inputs, out))
+        for x in inputs:
+            self._touch(x, False, where)
+        self._touch(out, True, where)
+        return out
+
     def _told(self, asked: Tensor, where: str) -> Any:
         if asked.device.type == "cuda":
             self.waits[f"item {where}"] += 1

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from inference.kv_cache import KVCache
+from inference.model import products
 from inference.model.context import CachedAttention, Entry
 from inference.model.dit import DROPPED_ROW, Captions, VideoDiT
 from inference.model.layers import (
@@ -207,3 +208,21 @@ def test_results_written_over_what_is_used_up_are_the_same_numbers(fp8: bool, ga
     with torch.no_grad():
         in_place = velocities()
     assert torch.equal(in_place, velocities().detach())  # where gradients are taken nothing is written over
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_feed_forward_in_blocks_of_rows_is_the_same(monkeypatch: pytest.MonkeyPatch, gated: bool) -> None:
+    config = tiny_config().with_overrides(gated_linear_unit=gated)
+    layer = tiny_dit(config).videodit_blocks.layers[0].mlp
+    x = torch.randn(2, 37, config.model.hidden_size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = layer(x, None)
+        width = layer.linear_fc1.out_features
+        monkeypatch.setattr(products, "HIDDEN_BYTES", 10 * width * 4)
+        assert products.hidden_blocks(74, width, 4) == 8
+        seen = []
+        layer.linear_fc1.register_forward_hook(lambda module, inputs, out: seen.append(len(inputs[0])))
+        assert torch.allclose(layer(x, None), whole, atol=1e-6)
+    assert seen == [10, 10, 9, 9, 9, 9, 9, 9]
+    layer(x, None)
+    assert len(seen) == 9  # where gradients are taken nothing is in blocks
