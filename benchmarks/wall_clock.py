@@ -31,7 +31,8 @@ from harness.replay import Replay, decisions
 from harness.sidecar import describe_device
 from inference.config import MagiConfig, load_config
 from inference.model.dit import VideoDiT
-from inference.pipeline import MagiPipeline, RunReport, Sample, draw_noise
+from inference.noise import draw_noise
+from inference.pipeline import MagiPipeline, RunReport, Sample
 from inference.sampler import Sampler, kv_geometry, make_schedule
 from inference.text.captions import ChunkCaptions, PromptFlags, assemble_captions
 from metrics.flops import TransformerSize, run_flops

@@ -16,7 +16,8 @@ from harness.json_files import commit, write_json
 from harness.methods import Method
 from harness.outputs import PICTURE_MARK
 from inference.files import replacing
-from inference.pipeline import MagiPipeline, RunReport, Sample, sample_seed
+from inference.noise import sample_seed
+from inference.pipeline import MagiPipeline, RunReport, Sample
 from inference.record import RunRecord
 from inference.video.writing import VideoWriter
 from metrics.flops import TransformerSize, run_flops

@@ -10,7 +10,6 @@ A ``MagiPipeline`` keeps models only. What belongs to one video (noise, caches, 
 video in a process equals the first one in a fresh process.
 """
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -38,6 +37,7 @@ from inference.model.dit import VideoDiT
 from inference.model.fp8 import DEQUANTISE, resolve_fp8_matmul
 from inference.model.fused import resolve_kernels
 from inference.model.weights import check_weights, checkpoint_directory, load_weights
+from inference.noise import draw_noise, sample_seed
 from inference.parallel.group import ALONE, ContextParallel
 from inference.parallel.launch import check_ranks
 from inference.placement.residency import free_bytes, place
@@ -93,25 +93,6 @@ class RunReport:
             yield
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
-
-
-def sample_seed(base_seed: int, identity: str) -> int:
-    """Seed of a sample's noise: depends on the base seed and on the sample alone, not on what ran before it.
-
-    (docs/sampler.md, "Noise")
-    """
-    digest = hashlib.sha256(f"{base_seed}/{identity}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def draw_noise(seed: int, chunks: int, shape: tuple[int, int, int, int]) -> Tensor:
-    """Standard normal noise (1, C, chunks * T, H, W), float32, for ``shape`` (C, T, H, W).
-
-    Drawn on the CPU, chunk by chunk: the same on every device, and a longer video begins with the noise of a shorter
-    one.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    return torch.cat([torch.randn(1, *shape, generator=generator) for _ in range(chunks)], dim=2)
 
 
 def prefix_latent_count(config: MagiConfig, frames: int) -> int:

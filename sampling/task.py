@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from inference.pipeline import sample_seed
+from inference.noise import sample_seed
 from inference.text.cleaning import clean_caption
 
 # Longest file name of every common file system, in bytes; the sidecar's name is one longer than the video's.

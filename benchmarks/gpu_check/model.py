@@ -1,17 +1,13 @@
-"""Sections of the GPU check about the transformer: matmul ceiling, forwards, cache memory, compilation, fp8 layers."""
+"""Sections of the GPU check about the transformer: matmul ceiling, forwards, projection, cache memory."""
 
-import copy
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from benchmarks.gpu_check.bench import Bench, Findings, WindowForward, flowcache_settings, randomise
+from benchmarks.gpu_check.bench import Bench, Findings, WindowForward, flowcache_settings
 from flowcache.kv_cache import CompressedKVCache
 from inference.kv_cache import KVCache
-from inference.model.compiling import compile_layers
-from inference.model.fp8 import DEQUANTISE, FP8_MAX, SCALED_MM, Fp8Linear, scaled_mm_problem
 from inference.model.products import widened_linear
 from inference.sampler import kv_geometry
 
@@ -93,48 +89,3 @@ def cache_memory(bench: Bench, found: Findings) -> None:
         row |= {"kv_cache_bytes": cache.bytes, "keys": record.keys, "seconds_per_chunk_forward": seconds / count}
         found[name] = row | {"compressions": len(compressions)}
         del forward, cache
-
-
-@torch.no_grad()
-def compiled(bench: Bench, found: Findings) -> None:
-    """What compiling the layers gains, for each number of chunks that FlowCache leaves, and how long it takes."""
-    dit = compile_layers(copy.deepcopy(bench.dit), backend=bench.sizes.compiler)
-    side, chunks = bench.sizes.sides[0], bench.sizes.chunks
-    eager = WindowForward(bench, side, chunks)
-    eager.fill()
-    # Both attend to the same keys.
-    fast = WindowForward(bench, side, chunks, eager.cache, dit)
-    found.update(compiler=bench.sizes.compiler, side=side)
-    rows: dict[str, Any] = {}
-    # The window first: at the first other number of chunks, that number becomes a variable.
-    for count in sorted(counts(eager), reverse=True):
-        row = {"compilation_seconds": bench.once(lambda count=count: fast(count))}
-        row["eager_seconds"] = bench.seconds(lambda count=count: eager(count))
-        row["compiled_seconds"] = bench.seconds(lambda count=count: fast(count))
-        rows[str(count)] = row | {"ratio": row["eager_seconds"] / row["compiled_seconds"]}
-        found["chunks"] = rows
-
-
-@torch.no_grad()
-def fp8_layers(bench: Bench, found: Findings) -> None:
-    """A feed-forward layer in bfloat16, and with fp8 weights in both ways."""
-    width, inner = bench.config.model.hidden_size, bench.config.model.ffn_hidden_size
-    tokens = bench.sized(bench.sizes.sides[-1], 1).tokens_per_chunk
-    x = bench.random(tokens, width, dtype=torch.bfloat16)
-    plain = nn.Linear(width, inner, bias=False, dtype=torch.bfloat16, device=bench.device)
-    randomise(plain)
-    found.update(tokens=tokens, widths=[width, inner])
-    found["bfloat16_seconds"] = bench.seconds(lambda: F.linear(x, plain.weight))
-    found["scaled_mm_problem"] = scaled_mm_problem(bench.device)
-    outputs = {}
-    for matmul in (DEQUANTISE, SCALED_MM) if found["scaled_mm_problem"] is None else (DEQUANTISE,):
-        layer = Fp8Linear(width, inner, per_channel=False, matmul=matmul).to(bench.device)
-        largest = plain.weight.abs().max().float()
-        layer.weight_scale.copy_(largest / FP8_MAX)
-        layer.weight.copy_(plain.weight.float()[None] / layer.weight_scale)
-        layer.input_scale.fill_(x.abs().max().item() / FP8_MAX)
-        outputs[matmul] = layer(x).float()
-        found[f"{matmul}_seconds"] = bench.seconds(lambda layer=layer: layer(x))
-    if SCALED_MM in outputs:
-        error = (outputs[SCALED_MM] - outputs[DEQUANTISE]).abs().max() / outputs[DEQUANTISE].abs().max()
-        found["relative_difference"] = error.item()

@@ -7,6 +7,7 @@ from typing import Any
 # (docs/flowcache.md, "Published results to compare with").
 PUBLISHED_SIDE, PUBLISHED_CHUNKS, PUBLISHED_STEPS = 720, 10, 64
 PUBLISHED_SECONDS = {"none": 2873, "slow": 1546, "fast": 1209}
+WAYS = ("dequantise", "scaled_mm_operators", "scaled_mm")
 Row = tuple[str, str]
 
 
@@ -28,16 +29,21 @@ def rows(sections: dict[str, dict[str, Any]]) -> Iterator[Row]:
             yield from (forward_row(size, row) for row in found)
     if found := results.get("projection"):
         yield "attention projection", f"{found['ratio']:.2f}x as fast as with factors in float32"
-    for count, found in results.get("compiled", {}).get("chunks", {}).items():
-        yield (
-            f"compiled, {count} chunks",
-            f"{found['ratio']:.2f}x faster, compiled in {found['compilation_seconds']:.0f} s",
-        )
-    for name in ("dequantise", "scaled_mm"):
-        if seconds := results.get("fp8_layers", {}).get(f"{name}_seconds"):
-            ratio = results["fp8_layers"]["bfloat16_seconds"] / seconds
-            yield f"fp8 layer, {name}", f"{ratio:.2f}x as fast as in bfloat16"
+    for layout, found in results.get("attention_layouts", {}).items():
+        yield f"attention, {layout.replace('_', ' ')}", f"{found['tflops']:.4g} TFLOP/s"
+    yield from variant_rows(results.get("variants", {}))
+    for name, found in results.get("fp8_layers", {}).items():
+        if isinstance(found, dict):
+            ratios = (f"{way} {found['bfloat16'] / found[way]:.2f}x" for way in WAYS if way in found)
+            yield f"fp8 layer, {name}", f"{', '.join(ratios)} as fast as in bfloat16"
     yield from run_rows(results)
+    for name, found in results.get("placements", {}).items():
+        if isinstance(found, dict):
+            others = (f"{place} {row['ratio']:.2f}x" for place, row in found.items() if place != "on_the_device")
+            yield f"placements, {name}", f"{', '.join(others)} the time"
+    for name, found in results.get("repeatable", {}).items():
+        if isinstance(found, dict):
+            yield f"run made again, {name}", f"largest difference {found['largest_difference']:.3g}"
     for name in ("full_history", "compressed"):
         if found := results.get("cache_memory", {}).get(name):
             yield f"KV cache, {name.replace('_', ' ')}", f"{found['kv_cache_bytes'] / 1e9:.3g} GB"
@@ -76,6 +82,16 @@ def run_rows(results: dict[str, dict[str, Any]]) -> Iterator[Row]:
         if found := runs.get(name):
             seconds = each * PUBLISHED_CHUNKS * PUBLISHED_STEPS * (1 - found["share_reused"])
             yield f"10 s of {size}, {name}", f"at most {seconds:.0f} s; published {published} s (A800)"
+
+
+def variant_rows(found: dict[str, Any]) -> Iterator[Row]:
+    """The same forward with one thing changed, in times of the one that runs."""
+    for name, rows in found.items():
+        if isinstance(rows, dict):
+            others = (f"{variant} {row['ratio']:.2f}x" for variant, row in rows.items() if variant != "as_it_is")
+            yield f"variants, {name}", f"{milliseconds(rows['as_it_is']['seconds'])}; {', '.join(others)} the time"
+        elif name.startswith("compilation_seconds"):
+            yield f"compiled,{name.partition(',')[2]}", f"after {rows:.0f} s"
 
 
 def milliseconds(seconds: float) -> str:

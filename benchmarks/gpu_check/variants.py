@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from einops import repeat
 from torch import Tensor, nn
 
-from benchmarks.gpu_check.bench import Bench, Findings, WindowForward
+from benchmarks.gpu_check.bench import Bench, Findings, WindowForward, randomise
 from inference.kv_cache import KVCache
 from inference.model.compiling import compile_layers
 from inference.model.dit import VideoDiT
-from inference.model.fp8 import FP8_MAX, Fp8Linear, scaled_mm_problem
+from inference.model.fp8 import DEQUANTISE, FP8_MAX, SCALED_MM, Fp8Linear, scaled_mm_problem
 from inference.model.fused import resolve_kernels
 from inference.model.layers import UpcastLinear
 from inference.sampler import kv_geometry
@@ -74,6 +74,8 @@ def variants(bench: Bench, found: Findings) -> None:
             calls: dict[str, Callable[[], Any]] = {
                 name: lambda forward=forward, count=count: forward(count) for name, forward in forwards.items()
             }
+            if "compiled" in calls:
+                found[f"compilation_seconds, chunks {count}"] = bench.once(calls["compiled"])
             rows = bench.compared(calls, rounds=3 if side == bench.sizes.sides[0] else 2)
             for row in rows.values():
                 row["ratio"] = row["seconds"] / rows["as_it_is"]["seconds"]
@@ -108,7 +110,7 @@ def placements(bench: Bench, found: Findings) -> None:
 
 
 @torch.no_grad()
-def layouts(bench: Bench, found: Findings) -> None:
+def attention_layouts(bench: Bench, found: Findings) -> None:
     """PyTorch's attention on the same numbers, laid out in memory in several ways."""
     model, side = bench.config.model, bench.sizes.sides[-1]
     tokens = bench.sized(side, 1).tokens_per_chunk
@@ -148,28 +150,40 @@ def _as_preferred(bench: Bench) -> Iterator[None]:
 
 
 @torch.no_grad()
-def fp8_widths(bench: Bench, found: Findings) -> None:
-    """All matrix products of a layer in bfloat16 and by fp8 units, with and without the fused quantisation."""
-    config, model = bench.config, bench.config.model
-    problem = scaled_mm_problem(bench.device)
-    found["problem"] = problem
-    if problem is not None:
-        return
-    kernels = resolve_kernels("auto", bench.device)
+def fp8_layers(bench: Bench, found: Findings) -> None:
+    """The matrix products of a layer in bfloat16, and with fp8 weights in every way there is."""
+    model = bench.config.model
     width, inner = model.hidden_size, model.ffn_hidden_size
     kv = model.num_query_groups * model.kv_channels
-    tokens = config.runtime.window_size * bench.sized(bench.sizes.sides[-1], 1).tokens_per_chunk
-    found["tokens"] = tokens
+    tokens = bench.config.runtime.window_size * bench.sized(bench.sizes.sides[-1], 1).tokens_per_chunk
+    problem, kernels = scaled_mm_problem(bench.device), resolve_kernels("auto", bench.device)
+    ways = {"dequantise": (DEQUANTISE, None)}
+    if problem is None:
+        ways["scaled_mm_operators"] = (SCALED_MM, None)
+        ways |= {} if kernels is None else {"scaled_mm": (SCALED_MM, kernels)}
+    found.update(tokens=tokens, scaled_mm_problem=problem)
     shapes = {"q": (width, width), "k": (width, kv), "proj": (2 * width, width), "fc1": (width, inner)}
-    shapes["fc2"] = (inner, width)
-    for name, (inputs, outputs) in shapes.items():
+    for name, (inputs, outputs) in (shapes | {"fc2": (inner, width)}).items():
         x = bench.random(tokens, inputs, dtype=torch.bfloat16)
-        weight = bench.random(outputs, inputs, dtype=torch.bfloat16)
-        calls: dict[str, Callable[[], Any]] = {"bfloat16": lambda x=x, weight=weight: F.linear(x, weight)}
-        for way, chosen in (("operators", None), ("fused", kernels)):
-            layer = Fp8Linear(inputs, outputs, per_channel=name in ("proj", "fc2"), matmul="scaled_mm", kernels=chosen)
-            layer = layer.to(bench.device)
-            layer.weight.copy_((weight.float() / 4 * FP8_MAX).clamp(-FP8_MAX, FP8_MAX)[None])
+        plain = nn.Linear(inputs, outputs, bias=False, dtype=torch.bfloat16, device=bench.device)
+        randomise(plain)
+        calls: dict[str, Callable[[], Any]] = {"bfloat16": lambda x=x, plain=plain: F.linear(x, plain.weight)}
+        for way, (matmul, chosen) in ways.items():
+            layer = _fp8_of(plain, x, per_channel=name in ("proj", "fc2"), matmul=matmul, kernels=chosen)
             calls[way] = lambda layer=layer, x=x: layer(x)
-        rows = bench.compared(calls, rounds=3)
-        found[name] = {way: row["seconds"] for way, row in rows.items()}
+        row = {way: timed["seconds"] for way, timed in bench.compared(calls, rounds=3).items()}
+        exact = calls["dequantise"]().float()
+        fast = calls[next(reversed(calls))]().float()
+        found[name] = row | {"relative_difference": ((fast - exact).abs().max() / exact.abs().max()).item()}
+
+
+def _fp8_of(plain: nn.Linear, x: Tensor, **options: Any) -> Fp8Linear:
+    """``plain`` with fp8 weights, scaled for inputs like ``x``."""
+    layer = Fp8Linear(plain.in_features, plain.out_features, **options).to(x.device)
+    layer.weight_scale.copy_(plain.weight.abs().max().float() / FP8_MAX)
+    layer.weight.copy_(plain.weight.float()[None] / layer.weight_scale)
+    scale = x.abs().max().item() / FP8_MAX
+    layer.input_scale.fill_(scale)
+    if layer.smooth_scale is not None:
+        layer.smooth_scale.fill_(scale)
+    return layer

@@ -16,7 +16,8 @@ from flowcache.kv_cache import CompressedKVCache
 from harness.methods import make_reuse
 from inference.config import load_config
 from inference.model.weights import WeightsError
-from inference.pipeline import MagiPipeline, RunReport, Sample, draw_noise, sample_seed, usable_prefix
+from inference.noise import draw_noise, sample_seed
+from inference.pipeline import MagiPipeline, RunReport, Sample, usable_prefix
 from tests.tiny_checkpoint import VAE, write_t5, write_vae
 
 FRAMES = 156  # seven chunks, the last one cut: the cache of five is compressed

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from inference.pipeline import sample_seed
+from inference.noise import sample_seed
 from sampling.config import VBenchRun, read_run
 from sampling.vbench import DIMENSIONS, list_vbench, protocol
 from tests.paths import ROOT

@@ -37,7 +37,7 @@ def found(script: ModuleType, sections: dict[str, Any], folder: Path, seconds: f
 
 def test_every_section_finds_something(script: ModuleType, tmp_path: Path) -> None:
     # Parity starts processes and compiling takes long; both are tested on their own.
-    sections = {name: section for name, section in script.SECTIONS.items() if name not in ("parity", "compiled")}
+    sections = {name: section for name, section in script.SECTIONS.items() if name not in ("parity", "variants")}
     outcome = found(script, sections, tmp_path)
     assert {name: section for name, section in outcome.items() if "result" not in section} == {}
     results = {name: section["result"] for name, section in outcome.items()}
@@ -51,7 +51,10 @@ def test_every_section_finds_something(script: ModuleType, tmp_path: Path) -> No
     assert memory["compressed"]["compressions"] == len(results["flowcache"]["compression_seconds"]) == 5
     assert results["attention"]["sdpa"]["self_error"] < 0.05 and results["attention"]["sdpa"]["cross_error"] < 0.05
     assert "CUDA" in results["attention"]["flash2"]["not_measured"]
-    assert 0.0 <= results["fp8_layers"].get("relative_difference", 0.0) < 0.02
+    assert 0.0 <= results["fp8_layers"]["fc1"]["relative_difference"] < 0.02
+    assert all(results["repeatable"][place]["largest_difference"] == 0 for place in ("again", "kv_offload", "both"))
+    assert results["placements"]["chunks_4"]["both"]["ratio"] > 0
+    assert results["profile"]["chunks_1"]["kernels"][0]["seconds"] > 0
     assert results["projection"]["relative_difference"] < 1e-5
     lines = script.table(outcome).splitlines()
     assert lines[0].startswith("matmul ceiling") and lines[0].endswith("TFLOP/s")
@@ -60,6 +63,32 @@ def test_every_section_finds_something(script: ModuleType, tmp_path: Path) -> No
     assert runs["none"]["share_reused"] == 0
     for name, share in (("slow", 0.21), ("fast", 0.32)):
         assert runs[name]["share_reused"] == pytest.approx(share, abs=0.03)
+
+
+def test_variants_are_the_same_forward(script: ModuleType, tmp_path: Path) -> None:
+    found_here = found(script, {"variants": script.SECTIONS["variants"]}, tmp_path)["variants"]["result"]
+    rows = found_here["32x32, chunks 4"]
+    assert set(rows) == {"as_it_is", "operators", "compiled", "published_projection"} and rows["as_it_is"]["ratio"] == 1
+    tiny = bench(script)
+    forward = script.variants.WindowForward(tiny, 32, 10)
+    forward.fill()
+    made = (tiny.dit, script.variants.without_kernels(tiny.dit), script.variants.with_widened_projection(tiny.dit))
+    outputs = [velocity_of(dit, forward) for dit in made]
+    assert all(torch.allclose(out, outputs[0], atol=1e-2) and out.abs().max() > 0.1 for out in outputs)
+    assert [weight.data_ptr() for weight in made[0].parameters()] == [one.data_ptr() for one in made[2].parameters()]
+
+
+@torch.no_grad()
+def velocity_of(dit: Any, forward: Any) -> torch.Tensor:
+    from inference.model.context import CachedAttention, Entry
+    from inference.model.dit import Captions
+
+    generator = torch.Generator().manual_seed(0)
+    captions = Captions.of([torch.randn(9, 64, generator=generator)])
+    chunk = forward.step.window[-1].chunk
+    context = CachedAttention(forward.cache, [Entry(chunk)], "sdpa")
+    latents = torch.randn(1, 16, 6, 4, 4, generator=generator)
+    return dit(latents, torch.tensor([0.5]), captions, context, first_frames=[6 * chunk], step_scalar=2.0)
 
 
 def test_a_failing_section_is_recorded_and_the_others_go_on(script: ModuleType, tmp_path: Path) -> None:
