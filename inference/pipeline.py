@@ -10,6 +10,7 @@ A ``MagiPipeline`` keeps models only. What belongs to one video (noise, caches, 
 video in a process equals the first one in a fresh process.
 """
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ from inference.memory.plan import MemoryPlan, plan_run
 from inference.model.attention import resolve_backend
 from inference.model.compiling import compile_layers
 from inference.model.dit import VideoDiT
+from inference.model.finite import reasons, require_finite
 from inference.model.fp8 import DEQUANTISE, resolve_fp8_matmul
 from inference.model.fused import resolve_kernels
 from inference.model.weights import check_weights, checkpoint_directory, load_weights
@@ -227,6 +229,7 @@ class MagiPipeline:
         Raises:
             ValueError: the prefix does not fit the configuration, or the schedule does not fit the cache.
             RankLostError: another rank has ended; the frames yielded before are good.
+            NotFiniteError: numbers are no numbers any more; the frames yielded before are good.
         """
         report = report if report is not None else RunReport()
         prefix = self._prefix_frames(sample)
@@ -237,12 +240,15 @@ class MagiPipeline:
         if prefix is not None:
             with report.timed("encode_prefix"):
                 latents = self.vae.encode_video(prefix).float().to(self.device)
+                require_finite(latents, "encoding: latents of the given frames")
         noise = self._noise(sample, schedule)
         cache = make_cache(kv_geometry(config, self.device, self.parallel.ranks))
         sampler = Sampler(self.dit, config, cache, reuse, self.parallel)
         chunks = _clean_latents(sampler, sampler.run(noise, captions, latents, on_step), report)
         left = self.config.runtime.num_frames
-        with closing(self._decoded(chunks, report)) as parts:
+        models = {"transformer": self.dit, "VAE": self.vae.vae}
+        how = f"{str(self.dit.dtype).removeprefix('torch.')}, attention by {self.dit.backend}"
+        with closing(self._decoded(chunks, report)) as parts, reasons(models, how):
             for part in parts:
                 self.parallel.check()
                 frames = part[:left]
@@ -264,9 +270,11 @@ class MagiPipeline:
     def _decoded(self, chunks: Iterator[Tensor], report: RunReport) -> Iterator[Tensor]:
         """Frames of every chunk of latents, in order."""
 
+        numbers = itertools.count()
+
         def decode(latents: Tensor) -> Tensor:
             with report.timed("decode"):
-                return self.vae.decode_chunk(latents)
+                return self.vae.decode_chunk(latents, name=f"frames of chunk {next(numbers)}")
 
         if self.overlap:
             yield from decode_ahead(chunks, decode, self.device)
@@ -288,6 +296,7 @@ class MagiPipeline:
 
     def _captions(self, prompt: str, schedule: Schedule, report: RunReport) -> ChunkCaptions:
         found = self.parallel.from_first(lambda: self._encode_prompt(prompt))
+        require_finite(found.features, "text: features of the prompt")
         report.text_from_cache = found.from_cache
         if int(found.mask.sum()) <= 1:
             logger.warning("the prompt has no words (after cleaning): the video will follow no text")

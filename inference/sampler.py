@@ -20,6 +20,7 @@ from torch import Tensor
 from inference.config import MagiConfig
 from inference.kv_cache import KVCache, KVGeometry
 from inference.model.dit import VideoDiT
+from inference.model.finite import FiniteLatents
 from inference.model.guidance import CaptionSource, Guidance
 from inference.parallel.group import ALONE, ContextParallel
 from inference.record import RunRecord, StepRecord
@@ -116,6 +117,7 @@ class Sampler:
 
         Raises:
             ValueError: the noise does not fit the schedule, or the schedule does not fit the cache.
+            NotFiniteError: latents are no numbers any more.
         """
         given = 0 if prefix is None else prefix.shape[2]
         schedule = make_schedule(self.config, given)
@@ -128,6 +130,7 @@ class Sampler:
         if schedule.offset:
             guidance.extract_prefix({chunk: window.model_input(chunk) for chunk in range(schedule.offset)})
 
+        finite = FiniteLatents(noise.device, len(schedule.steps))
         encoded: int | None = None  # chunk whose clean pass was made ahead of a compaction
         for step in schedule.steps:
             clean = step.clean if self.reuse.clean_pass and step.clean != encoded else None
@@ -138,6 +141,7 @@ class Sampler:
             latents = {chunk: window.model_input(chunk) for chunk in (*todo, *(() if clean is None else (clean,)))}
             velocities = guidance.velocities(step, latents, todo, clean, self.reuse.nearly_clean_copy)
             self._integrate(step, window, velocities)
+            finite.step(step.number, {chunk: window.chunks[chunk] for chunk in step.chunks})
 
             passes = () if clean is None else (clean,)
             compacts = self.cache.compacts_after(step)
@@ -154,6 +158,7 @@ class Sampler:
             if on_step is not None:
                 on_step(entry)
             if step.finished is not None:
+                finite.read()
                 yield CleanChunk(step.finished - schedule.offset, window.output(step.finished))
 
     def _features(self, window: "_Latents", step: Step) -> dict[int, Tensor]:

@@ -17,6 +17,7 @@ from sampling.job import Job
 from sampling.task import SampleTask
 
 DURATION_TOLERANCE = 1e-3  # s, that of Physics-IQ
+ONE_VALUE = 2  # of 255: what encoding leaves of one
 
 Kind = Literal["missing", "damaged", "foreign"]
 
@@ -24,7 +25,7 @@ Kind = Literal["missing", "damaged", "foreign"]
 IMMATERIAL = {
     *("cp_size", "pp_size", "cp_strategy", "ulysses_overlap_degree", "kv_offload", "enable_cuda_graph"),
     *("distributed_backend", "distributed_timeout_minutes", "attention_backend", "t5_device"),
-    *("fp8_matmul", "compile"),
+    *("fp8_matmul", "fused_kernels", "compile"),
     *("offload_t5", "offload_vae", "overlap_decode", "text_cache", "stream_weights"),
 }
 WEIGHTS = ("load", "t5_pretrained", "vae_pretrained", "special_token_path")
@@ -84,6 +85,8 @@ def damage(video: Path, digest: str, job: Job) -> str | None:
         return f"{info.frames} frames of {info.width}x{info.height} instead of {frames} of {width}x{height}"
     if abs(info.fps - fps) > 1e-3 or abs(info.duration - frames / fps) > DURATION_TOLERANCE:
         return f"{info.duration:.4f} s at {info.fps:g} fps instead of {frames / fps:.4f} s at {fps} fps"
+    if info.brightest - info.darkest <= ONE_VALUE:
+        return f"every pixel of its {info.frames} frames has the same brightness ({info.darkest} of 255): no picture"
     return None
 
 

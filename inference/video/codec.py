@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from einops import rearrange
 
+from inference.model.finite import require_finite
 from inference.parallel.group import ALONE
 from inference.placement.residency import Residency
 from inference.video.tiling import UNTILED, Reduction, TileMap, TileSpec, tiled_decode, tiled_encode
@@ -98,11 +99,12 @@ class VaeCodec:
         return latents * self.scale_factor
 
     @torch.no_grad()
-    def decode_chunk(self, latents: torch.Tensor, *, image: bool = False) -> torch.Tensor:
+    def decode_chunk(self, latents: torch.Tensor, *, image: bool = False, name: str = "frames") -> torch.Tensor:
         """Decode scaled latents (1, z_chans, t, h, w) to uint8 RGB frames (4*t, 8*h, 8*w, 3) on the CPU.
 
         Exactly ``4*t`` frames come out (for the published VAE), also where the rest of a chunk is a single latent.
-        With ``image`` there must be one latent, and one frame comes out.
+        With ``image`` there must be one latent, and one frame comes out. Raises NotFiniteError, which calls them
+        ``name``, for frames that are no numbers.
         """
         if latents.ndim != 5 or latents.shape[0] != 1:
             raise ValueError(f"decode_chunk takes latents (1, z_chans, t, h, w), got shape {tuple(latents.shape)}")
@@ -112,6 +114,7 @@ class VaeCodec:
         with self.residency.visit():
             unscaled = latents.to(self.vae.device, torch.float32) / self.scale_factor
             video = tiled_decode(decode_tile, unscaled, self.tiles, self.reduction, self.map_tiles)
+            require_finite(video, f"decoding: {name}")
             return rearrange(to_uint8(video), "1 c t h w -> t h w c").cpu()
 
     def _encode_tile(self, tile: torch.Tensor) -> torch.Tensor:

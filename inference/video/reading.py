@@ -282,23 +282,29 @@ def select_prefix_frames(frames: Tensor, fps: int, rule: PrefixRule) -> Tensor:
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """Decoded facts of a video: ``duration`` in seconds is that of its video stream."""
+    """Decoded facts of a video: ``duration`` in seconds is that of its video stream; ``darkest`` and ``brightest`` of
+    all pixels of all frames, 0 to 255.
+    """
 
     frames: int
     fps: float
     duration: float
     width: int
     height: int
+    darkest: int
+    brightest: int
 
 
 def probe_video(path: str | Path) -> VideoInfo:
     """Decode the whole video and say what is in it; the errors are those of :func:`read_video`."""
     path = Path(path)
     report = _DecodeReport()
-    size = None
+    size, darkest, brightest = None, 255, 0
     with _open_video(path) as container:
         for frame in _decode(container, path, report):
             size = size or (frame.width, frame.height)
+            grey = frame.to_ndarray(format="gray")
+            darkest, brightest = min(darkest, int(grey.min())), max(brightest, int(grey.max()))
         if size is None:
             raise ValueError(f"{path} has no frame that can be decoded (is the file complete?)")
         stream = _video_stream(container, path)
@@ -308,4 +314,4 @@ def probe_video(path: str | Path) -> VideoInfo:
         else:
             duration = (container.duration or 0) / av.time_base
     report.warn(path)
-    return VideoInfo(report.decoded, fps, duration, *size)
+    return VideoInfo(report.decoded, fps, duration, *size, darkest, brightest)
