@@ -9,7 +9,6 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -18,6 +17,7 @@ from flowcache.decider import ChunkwiseDecider
 from flowcache.kv_cache import CompressedKVCache
 from inference.advance import MemoryAdvancer
 from inference.config import MagiConfig, resolve_path
+from inference.files import read_yaml
 from inference.kv_cache import KVCache, KVGeometry
 from inference.reuse import Decider, Reuse
 from inference.schedule import Schedule
@@ -49,6 +49,9 @@ METHODS: dict[str, type[Settings] | None] = {
     "teacache": TeaCacheSettings,
     "multistep": MultistepSettings,
 }
+
+# The method files that can be called by their names.
+PRESETS = "configs/method"
 
 # A method may state the key window its figures go with; it replaces the model configuration's.
 WINDOW = "noise2clean_kvrange"
@@ -106,11 +109,36 @@ def make_reuse(settings: FlowCacheConfig | TeaCacheConfig | MultistepConfig) -> 
     return Reuse(decider, MemoryAdvancer(settings), settings.clean_pass, copies)
 
 
-def read_method(path: str | None, overrides: dict[str, Any]) -> Method:
-    """The method of a file with ``overrides`` on top (flag over file over default).
+def add_method(parser: argparse.ArgumentParser) -> None:
+    """``--method``, also called ``--method_config``: a preset or a file."""
+    parser.add_argument(
+        "--method",
+        "--method_config",
+        dest="method_config",
+        metavar="NAME|FILE",
+        help=f"caching method: {', '.join(presets())}, or a YAML file like theirs in {PRESETS}; without it nothing is "
+        "cached",
+    )
 
-    Without a file, parameters alone mean FlowCache, and nothing at all means no caching.
+
+def presets() -> list[str]:
+    """Names of the method files that the checkout brings."""
+    return sorted(path.stem for path in resolve_path(PRESETS).glob("*.yaml"))
+
+
+def method_path(method: str) -> str:
+    """The file of a method: of a preset that is called so, or the path that ``method`` is."""
+    if method in presets() and not Path(method).exists():
+        return str(Path(PRESETS) / f"{method}.yaml")
+    return method
+
+
+def read_method(method: str | None, overrides: dict[str, Any]) -> Method:
+    """The method of a preset or a file with ``overrides`` on top (flag over file over default).
+
+    Without one, parameters alone mean FlowCache, and nothing at all means no caching.
     """
+    path = None if method is None else method_path(method)
     values = {} if path is None else load_method(resolve_path(path))
     source = "command line" if path is None else str(Path(path))
     window = read_window(values.pop(WINDOW, None), source)
@@ -126,16 +154,31 @@ def read_method(path: str | None, overrides: dict[str, Any]) -> Method:
                 "another method"
             )
         return Method(name, source, window=window)
+    if path is None:
+        refuse_foreign_parameters(name, overrides)
     return Method(name, source, make_config(model, {**values, **overrides}, source), window)
+
+
+def refuse_foreign_parameters(method: str, given: Mapping[str, Any]) -> None:
+    """ValueError where parameters given without a method are not those of ``method``, with the one whose they are."""
+    by_name = parameters()
+    foreign = {name: [*by_name[name]] for name in given if name in by_name and method not in by_name[name]}
+    for name, methods in foreign.items():
+        example = next((preset for preset in presets() if preset.startswith(methods[0])), methods[0])
+        raise ValueError(
+            f"--{name} belongs to {' and '.join(methods)}; say which method with --method, such as --method {example}"
+        )
 
 
 def load_method(path: Path) -> dict[str, Any]:
     """The contents of a method file (YAML); ValueError with the path where it is no mapping."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = read_yaml(path)
     except FileNotFoundError:
-        raise FileNotFoundError(f"method file {path} does not exist; see configs/method/") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FileNotFoundError(
+            f"method file {path} does not exist, and no preset is called so; presets are {', '.join(presets())}"
+        ) from None
+    except (ValueError, IsADirectoryError) as error:
         raise ValueError(f"method file {path} is not valid YAML: {error}") from error
     if not isinstance(raw, dict):
         raise ValueError(f"method file {path} must hold a mapping of parameters, not {type(raw).__name__}")

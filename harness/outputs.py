@@ -1,9 +1,10 @@
 """What a program writes is none of what it reads, and replaces nothing that is not ours."""
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+from inference.files import read_json
 
 # In every picture that we draw, so that another one is never taken for ours and replaced.
 PICTURE_MARK = {"Source": "reuse map of a run, drawn beside its video"}
@@ -32,8 +33,8 @@ def refuse_foreign_report(sidecar: Path, picture: Path) -> None:
 def is_sidecar(path: Path) -> bool:
     """Whether a file is a sidecar of one of our runs."""
     try:
-        contents = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        contents = read_json(path)
+    except (OSError, ValueError):
         return False
     return isinstance(contents, dict) and {"video", "reuse_map", "config"} <= contents.keys()
 

@@ -1,6 +1,5 @@
 """From two files or folders to figures and files about how alike their videos are (docs/metrics.md)."""
 
-import json
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 
 from harness.json_files import save_json
-from inference.files import replacing
+from inference.files import read_json, replacing
 from metrics.similarity import report
 from metrics.similarity.lpips_distance import LpipsDistance
 from metrics.similarity.measures import Similarity, compare
@@ -61,7 +60,7 @@ def sidecar_differences(pair: Pair) -> list[str]:
         if not sidecar.is_file():
             return []
         try:
-            contents.append(json.loads(sidecar.read_text(encoding="utf-8")))
+            contents.append(read_json(sidecar))
         except (OSError, ValueError) as error:
             return [f"{pair.name}: the sidecar {sidecar} cannot be read ({error}), so settings were not compared"]
         if not isinstance(contents[-1], dict):

@@ -6,7 +6,6 @@ published files need not name them. Everything a file gets wrong is reported at 
 """
 
 import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -15,6 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from inference.config_errors import ConfigError, explain_all, multiples_around, unknown_field
+from inference.files import read_json
 
 REPOSITORY_ROOT = Path(__file__).resolve().parents[1]
 
@@ -310,7 +310,7 @@ def load_config(path: str | Path) -> MagiConfig:
     """
     file = require_path(path, "configuration file")
     try:
-        data = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_refuse_duplicates)
+        data = read_json(file)
     except IsADirectoryError:
         raise ConfigError(str(file), ["is a folder, not a JSON file"]) from None
     except ValueError as error:  # not JSON, not UTF-8, or a key given twice
@@ -367,11 +367,3 @@ _SECTIONS: dict[str, type[_Section]] = {
     "runtime_config": RuntimeConfig,
     "engine_config": EngineConfig,
 }
-
-
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"given twice: {', '.join(twice)}")
-    return dict(pairs)

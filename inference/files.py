@@ -1,10 +1,17 @@
-"""Files that appear under their name when they are complete, and the hidden ones that they are until then."""
+"""Files that appear under their name when they are complete, the hidden ones that they are until then, and how JSON and
+YAML are read.
+"""
 
 import hashlib
+import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 
 def hidden_beside(path: Path, ending: str) -> Path:
@@ -26,3 +33,54 @@ def replacing(path: Path) -> Iterator[Path]:
 def longest_name(folder: Path) -> int:
     """The most bytes that a file's name may have in ``folder``."""
     return os.pathconf(folder, "PC_NAME_MAX")
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds, with or without the mark that some editors put in front (BOM).
+
+    Raises:
+        ValueError: it is not JSON or not UTF-8, or a key is given twice; ``path`` is not in the message.
+    """
+    text = path.read_text(encoding="utf-8-sig")
+    try:
+        return json.loads(text, object_pairs_hook=_refuse_duplicates)
+    except RecursionError:
+        raise ValueError("brackets are nested too deep") from None
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"given twice: {', '.join(twice)}")
+    return dict(pairs)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 as PyYAML reads it, but 1e-2 is a number, as in YAML 1.2, and a key given twice an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"given twice: {', '.join(twice)}", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+)
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        ValueError: it is not YAML or not UTF-8, or a key is given twice; ``path`` is not in the message.
+    """
+    try:
+        return yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    except RecursionError:
+        raise ValueError("brackets are nested too deep") from None

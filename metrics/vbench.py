@@ -82,8 +82,8 @@ def read_results(paths: Iterable[Path]) -> dict[str, DimensionResult]:
 
 def _read_file(path: Path) -> Mapping[str, Any]:
     try:
-        contents = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        contents = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a JSON file: {error}") from error
     if not isinstance(contents, dict) or not contents:
         raise ValueError(f"{path} holds no dimension: it should be {{dimension: [score, [one entry per video]]}}")

@@ -2,14 +2,16 @@
 
 import argparse
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from harness.methods import parse_value
+from harness.methods import method_path, parse_value
 from inference.config import require_path, resolve_path
+from inference.files import read_yaml
 from sampling.physics_iq import Mode, VerifiedPrompts
 from sampling.vbench import DIMENSIONS
 
@@ -29,7 +31,9 @@ class SamplingRun(BaseModel):
     output: str | None = Field(None, description="where videos go (default: outputs/BENCHMARK/MODEL_NAME)")
     model_name: str | None = Field(None, description="names the run (default: of model, method and mode)")
     config_file: str = Field("configs/model/nano.json", description="model configuration, MAGI-1's JSON format")
-    method_config: str = Field("configs/method/none.yaml", description="method file (YAML), see configs/method/")
+    method_config: str = Field(
+        "configs/method/none.yaml", description="method: a preset's name, or a file like those in configs/method/"
+    )
     method_overrides: dict[str, Any] = Field({}, description="method parameters that replace the method file's")
     seed: Annotated[int, Field(ge=0)] | None = Field(None, description="base seed (default: the configuration's)")
     num_frames: Count | None = Field(None, description="video frames (default: the configuration's; Physics-IQ: 5 s)")
@@ -82,15 +86,18 @@ def read_run(path: str | Path, overrides: dict[str, Any] | None = None) -> Run:
     """
     file = require_path(path, "sampling configuration")
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        values = read_yaml(file)
+    except (ValueError, IsADirectoryError) as error:
         raise ValueError(f"{file} is not a YAML file: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{file} must hold a mapping of settings, not {type(values).__name__}")
     given = dict(overrides or {})
     parameters = {**(values.get("method_overrides") or {}), **given.pop("method_overrides", {})}
+    merged = {**values, **given, "method_overrides": parameters}
+    if isinstance(merged.get("method_config"), str):
+        merged["method_config"] = method_path(merged["method_config"])
     try:
-        return _ADAPTER.validate_python({**values, **given, "method_overrides": parameters})
+        return _ADAPTER.validate_python(merged)
     except ValidationError as error:
         raise ValueError(f"{file}: " + "; ".join(map(_explain, error.errors()))) from error
 
@@ -119,14 +126,21 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     for name, field in fields.items():
         if name not in ("benchmark", "method_overrides"):
             help_text = (field.description or "").replace("%", "%%")
-            kind = _flag_type(field.annotation)
-            group.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS, metavar="X", help=help_text)
+            kind, names = _flag_type(field.annotation), [f"--{name}"]
+            if name == "method_config":
+                names = ["--method", *names]
+            several = {"nargs": "+"} if kind is parse_list else {}
+            group.add_argument(
+                *names, dest=name, type=kind, default=argparse.SUPPRESS, metavar="X", help=help_text, **several
+            )
 
 
 def given_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The settings that were given on the command line."""
     fields = {name for model in RUNS for name in model.model_fields}
-    return {name: value for name, value in vars(args).items() if name in fields}
+    given = {name: value for name, value in vars(args).items() if name in fields}
+    # A list may be given with commas, with blanks, or with both between its entries.
+    return {name: [*chain(*value)] if isinstance(value, list) else value for name, value in given.items()}
 
 
 def _flag_type(annotation: Any) -> Callable[[str], Any]:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from inference.config import REPOSITORY_ROOT
 from inference.errors import ExpectedError
+from inference.files import read_json
 from metrics.vbench import RESULTS_SUFFIX
 
 logger = logging.getLogger(__name__)
@@ -188,7 +189,7 @@ def earlier_evaluation(folder: Path, dimension: str, videos: Sequence[Path], sta
     """The evaluation that ``folder`` holds, if it was made the same way and after the last of the videos."""
     record = folder / RECORD
     try:
-        found = Evaluation(**json.loads(record.read_text(encoding="utf-8")))
+        found = Evaluation(**read_json(record))
     except (OSError, ValueError, TypeError):
         return None
     newest = max(video.stat().st_mtime for video in videos)

@@ -4,12 +4,12 @@ The evaluator looks for ``PROMPT-INDEX.mp4`` with the prompt verbatim and only w
 """
 
 import itertools
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
 
+from inference.files import read_json
 from sampling.task import Listing, SampleTask, make_task, name_problem, prompt_problem, read_lines, refuse
 
 logger = logging.getLogger(__name__)
@@ -179,7 +179,7 @@ def in_step(path: Path, original: Path, texts: list[str]) -> list[str]:
 def read_table(path: Path) -> dict[str, str]:
     """A JSON object from original to augmented prompts."""
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = read_json(path)
     except ValueError as error:
         raise ValueError(f"augmented prompts {path} are no JSON: {error}") from error
     if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):

@@ -4,7 +4,6 @@
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from inference.files import read_json
 from inference.video.reading import probe_video
 from sampling.job import Job
 from sampling.task import SampleTask
@@ -53,7 +53,7 @@ def check_sample(job: Job, task: SampleTask, decode: bool = True) -> Finding | N
     if not video.is_file():
         return Finding(task, "missing", "there is no such file")
     try:
-        contents = json.loads((job.output / task.sidecar).read_text(encoding="utf-8"))
+        contents = read_json(job.output / task.sidecar)
         found, written = comparable(contents), contents["file"]
         size, digest = int(written["bytes"]), str(written["sha256"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -4,7 +4,7 @@
 Examples:
   check_model.py configs/model/4.5B_distill.json
   check_model.py configs/model/4.5B_distill.json --memory_gb 24 --num_frames 240
-  check_model.py configs/model/24B_base.json --memory_gb 80 --method_config configs/method/flowcache_slow.yaml
+  check_model.py configs/model/24B_base.json --memory_gb 80 --method flowcache_slow
 
 Looked at: files and the tensors in them (headers only), the device, attention back ends, memory by part, floating point
 operations. The exit status is 0 where a run would start and fit, otherwise 1. `--memory_gb` asks about a GPU of that
@@ -29,7 +29,7 @@ import torch
 from harness.arguments import parse
 from harness.device import choose_device
 from harness.memory.flags import add_memory_flags, given_switches
-from harness.methods import add_parameters, given_parameters, read_method
+from harness.methods import add_method, add_parameters, given_parameters, read_method
 from harness.model_check import (
     Finding,
     Request,
@@ -52,13 +52,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = make_parser(__doc__, "%(prog)s CONFIG [--memory_gb GB] [--method_config FILE] [...]")
+    parser = make_parser(__doc__, "%(prog)s CONFIG [--memory_gb GB] [--method NAME] [...]")
     parser.add_argument("config", help="model configuration, MAGI-1's JSON format")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
     parser.add_argument("--memory_gb", type=float, metavar="GB", help="as if a GPU with so much free memory were here")
     parser.add_argument("--gpus", type=int, default=1, metavar="N", help="processes that share the work")
     parser.add_argument("--prefix_frames", type=int, default=0, metavar="N", help="frames of the clip to continue")
-    parser.add_argument("--method_config", help="method file (YAML), see configs/method/; without it nothing is cached")
+    add_method(parser)
     parser.add_argument("--skip_files", action="store_true", help="do not look for the files")
     for name in SIZES:
         parser.add_argument(f"--{name}", type=int, metavar="N")

@@ -2,7 +2,7 @@
 """Make one video with MAGI-1, with or without caching.
 
 Examples:
-  generate.py --prompt "a red ball moves left" --method_config configs/method/flowcache_fast.yaml
+  generate.py --prompt "a red ball moves left" --method flowcache_fast
   generate.py --mode i2v --prompt "it moves up" --image_path picture.png --num_frames 96
   generate.py --mode v2v --prompt "it goes on" --prefix_video_path clip.mp4 --rel_l1_thresh 0.02
 
@@ -35,7 +35,7 @@ from harness.calibration.files import calibrated_method, calibration_path, load_
 from harness.device import set_threads
 from harness.launch import own_device, share_among, undisturbed_end
 from harness.memory.flags import add_memory_flags, given_switches
-from harness.methods import Method, add_parameters, given_parameters, read_method
+from harness.methods import Method, add_method, add_parameters, given_parameters, read_method
 from harness.outputs import numbered, refuse_foreign_report, refuse_inputs
 from harness.program import launched_rank, make_parser, run_program
 from harness.sidecar import describe_run, leave_report, report_paths
@@ -68,14 +68,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = make_parser(
-        __doc__, "%(prog)s --prompt PROMPT [--mode {t2v,i2v,v2v}] [--method_config FILE] [--output_path FILE] [...]"
+        __doc__, "%(prog)s --prompt PROMPT [--mode {t2v,i2v,v2v}] [--method NAME] [--output_path FILE] [...]"
     )
     parser.add_argument(
         "--config_file",
         default="configs/model/nano.json",
         help="model configuration, MAGI-1's JSON format (default: %(default)s, the bundled model)",
     )
-    parser.add_argument("--method_config", help="method file (YAML), see configs/method/; without it nothing is cached")
+    add_method(parser)
     add_targets(parser)
     parser.add_argument(
         "--mode", choices=("t2v", "i2v", "v2v"), default="t2v", help="from text, image or video (default: %(default)s)"
@@ -184,7 +184,7 @@ def resolve_method(args: argparse.Namespace) -> tuple[Method, MagiConfig]:
     if args.target_psnr is not None and args.target_speedup is not None:
         raise ValueError("--target_psnr and --target_speedup exclude each other; give one")
     if args.method_config is not None:
-        raise ValueError("a target chooses the method; leave out --method_config")
+        raise ValueError("a target chooses the method; leave out --method")
     config = resolve_config(args, read_method(None, {}))
     source = args.calibration or str(calibration_path(args.config_file, config.runtime.num_steps))
     calibration = load_calibration(resolve_path(source), source)

@@ -2,7 +2,7 @@
 """Make the samples of a benchmark (VBench, Physics-IQ) with as many workers as there are GPUs, and verify every file.
 
 Examples:
-  sample.py configs/sample/vbench.yaml --method_config configs/method/flowcache_fast.yaml
+  sample.py configs/sample/vbench.yaml --method flowcache_fast
   sample.py configs/sample/vbench.yaml --data downloads/VBench/prompts --config_file configs/model/4.5B_distill.json
   sample.py configs/sample/physicsiq.yaml --mode i2v --dry_run
   sample.py configs/sample/vbench.yaml --nnodes 2 --rdzv_endpoint node0:29400     (the same on every machine)

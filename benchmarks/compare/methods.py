@@ -7,13 +7,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from benchmarks.compare.goals import Goal
 from harness.calibration.files import Calibration, calibration_path, conditions_of, load_calibration
 from harness.methods import WINDOW, Method, make_config, read_method
 from inference.config import MagiConfig, load_config, resolve_path
+from inference.files import read_yaml
 from inference.pipeline import plan
 
 Count = Annotated[int, Field(ge=1)]
@@ -111,10 +111,10 @@ def read_comparison(path: str, overrides: dict[str, Any]) -> Comparison:
     """The file with ``overrides`` on top; ValueError and FileNotFoundError name it."""
     file = resolve_path(path)
     try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+        raw = read_yaml(file)
     except FileNotFoundError:
         raise FileNotFoundError(f"comparison {path} does not exist; see configs/compare/") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (ValueError, IsADirectoryError) as error:
         raise ValueError(f"comparison {path} is not valid YAML: {error}") from error
     if not isinstance(raw, dict):
         raise ValueError(f"comparison {path} must hold a mapping, not {type(raw).__name__}")

@@ -3,7 +3,6 @@
 Source: docs/multistep.md, "Calibration". `harness.calibration.making` makes the files.
 """
 
-import json
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.methods import Method, MultistepSettings, make_config
 from inference.config import MagiConfig
+from inference.files import read_json
 from inference.model.weights import weights_fingerprint
 
 # What has to be the same in a run for a calibration to speak of it, beside the weights.
@@ -80,7 +80,7 @@ def calibration_path(config_file: str, num_steps: int) -> Path:
 
 def load_calibration(path: Path, shown_as: str) -> Calibration:
     try:
-        return Calibration.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return Calibration.model_validate(read_json(path))
     except FileNotFoundError:
         raise FileNotFoundError(
             f"calibration {shown_as} does not exist; make it with scripts/calibrate.sh, or name one with --calibration"

@@ -4,7 +4,6 @@ Weights are counted on the model built without memory (torch's meta device), cac
 parts mean, and how far they are from what is measured: docs/memory.md.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from inference.config import VAE_SPATIAL_FACTOR, MagiConfig, resolve_path
+from inference.files import read_json
 from inference.kv_cache import KVCache
 from inference.memory.stages import ForwardShape, Peak, decode_peak, forward_peak
 from inference.model.dit import VideoDiT
@@ -227,7 +227,7 @@ def _json_beside(folder: str | None, *names: str) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

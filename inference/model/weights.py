@@ -5,7 +5,6 @@ everything that is wrong with it. Nothing is ever unpickled.
 """
 
 import hashlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -18,6 +17,7 @@ from torch import nn
 
 from inference.config import MagiConfig, require_path
 from inference.errors import ExpectedError
+from inference.files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ def _checkpoint_files(directory: Path, base_name: str, name: str) -> list[Path]:
 
 def _shards(index: Path, name: str) -> list[Path]:
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = read_json(index)["weight_map"]
         shards = sorted(set(weight_map.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{name}: {index} is not a safetensors index with a weight_map: {error!r}") from error

@@ -1,6 +1,5 @@
 """The T5 text encoder, loaded strictly from a local folder (docs/conditioning.md, "T5 text encoder")."""
 
-import json
 import logging
 import pickle
 from pathlib import Path
@@ -10,6 +9,7 @@ import transformers  # not its parts, which take seconds to import: those come w
 from safetensors import SafetensorError
 from torch import Tensor
 
+from inference.files import read_json
 from inference.text.cleaning import clean_caption
 
 logger = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ def _check_config(folder: Path) -> int:
     if not path.is_file():
         raise FileNotFoundError(f"T5 folder {folder} has no config.json")
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = read_json(path)
         model_type = settings["model_type"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a transformers configuration: {error}") from error
@@ -158,7 +158,7 @@ def _check_weight_files(folder: Path) -> None:
     if not found.endswith(".index.json"):
         return
     try:
-        shards = set(json.loads((folder / found).read_text(encoding="utf-8"))["weight_map"].values())
+        shards = set(read_json(folder / found)["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / found} is not an index of weight files: {error}") from error
     missing = sorted(name for name in shards if not (folder / name).is_file())

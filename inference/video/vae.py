@@ -7,7 +7,6 @@ for the decoder this equals the published autocast policy (float32 layer norms f
 because every layer norm is followed by a layer that rounds its input to bfloat16 anyway.
 """
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
 from torch import nn
 
+from inference.files import read_json
 from inference.model.weights import load_weights
 from inference.video.vit_blocks import Grid, TokenTransformer, VitConfig
 
@@ -191,7 +191,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no VAE here: {path} does not exist; expected it beside {WEIGHTS_NAME}.safetensors")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("ddconfig"), dict):

@@ -226,3 +226,12 @@ def test_ignored_options_are_told() -> None:
     data["engine_config"] |= {"enable_cuda_graph": True, "ulysses_overlap_degree": 2}
     told = " ".join(runtime_support_warnings(MagiConfig.from_json_dict(data)))
     assert "enable_cuda_graph" in told and "ulysses_overlap_degree 2" in told
+
+
+def test_a_mark_in_front_of_a_file_is_no_part_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text("\ufeff" + PRESETS[0].read_text(encoding="utf-8"), encoding="utf-8")
+    assert load_config(path) == load_config(PRESETS[0])
+    path.write_text("[" * 100_000, encoding="utf-8")
+    with pytest.raises(ConfigError, match="nested too deep"):
+        load_config(path)

@@ -47,7 +47,7 @@ def refuse(
     ("flags", "message"),
     [
         (["--config_file", "no.json"], "configuration file: no.json does not exist"),
-        (["--method_config", "no.yaml"], "method file no.yaml does not exist; see configs/method/"),
+        (["--method_config", "no.yaml"], "method file no.yaml does not exist, and no preset is called so"),
         (["--mode", "i2v", "--image_path", "no.png"], "image not found: no.png"),
         (["--mode", "v2v", "--prefix_video_path", "no.mp4"], "video not found: no.mp4"),
         (["--mode", "i2v"], "mode i2v needs --image_path"),
@@ -122,6 +122,47 @@ def test_unknown_flags_have_a_hint(script: ModuleType, capsys: pytest.CaptureFix
             script.main(["--prompt", "x", flag])
         assert ended.value.code == 2
         assert f"unknown argument {flag}; {hint}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [
+        ("--num-inference-steps=30", "here it is --num_steps"),
+        ("--height", "here it is --video_size_h"),
+        ("--resolution", "give --video_size_h and --video_size_w"),
+        ("--fps", "fps in runtime_config"),
+        ("--negative_prompt", "MAGI-1 has none"),
+        ("--guidance_scale", "text_scales"),
+        ("--image", "here it is --image_path"),
+        ("--cpu-offload", "--stream_weights"),
+    ],
+)
+def test_flags_of_other_programs_are_known(
+    script: ModuleType, capsys: pytest.CaptureFixture[str], flag: str, meant: str
+) -> None:
+    with pytest.raises(SystemExit):
+        script.main(["--prompt", "x", flag, "1"])
+    assert meant in capsys.readouterr().err
+
+
+def test_a_parameter_without_its_method_names_the_method(refuse: Refuse) -> None:
+    said = refuse("--computed_share", "0.2")
+    assert "--computed_share belongs to multistep; say which method with --method, such as --method multistep" in said
+    said = refuse("--method", "flowcach")
+    assert "method file flowcach does not exist, and no preset is called so; presets are flowcache_fast," in said
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("method: flowcache\nrel_l1_thresh: 1\nrel_l1_thresh: 2\n", "given twice: rel_l1_thresh"),
+        ("[" * 100_000, "nested too deep"),
+    ],
+)
+def test_method_files_that_say_two_things_or_none(refuse: Refuse, tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "method.yaml"
+    path.write_text(content, encoding="utf-8")
+    assert message in refuse("--method", str(path))
 
 
 @pytest.mark.parametrize("mode", ["i2v", "v2v"])

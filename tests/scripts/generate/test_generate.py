@@ -193,6 +193,18 @@ def test_flag_over_method_file_over_default(script: ModuleType, tmp_path: Path) 
     assert method["mix_lambda"] == FlowCacheConfig().mix_lambda and method["source"] == str(path)
 
 
+def test_a_method_is_named_or_a_file(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named, by_path = (
+        settings(script, flag, value) for flag, value in (("--method", "flowcache_fast"), ("--method", FAST))
+    )
+    assert {**named[0], "source": ""} == {**by_path[0], "source": ""}
+    assert named[0]["source"] == "configs/method/flowcache_fast.yaml"
+    # A file of the user's that has the name of a preset is the user's; numbers may be written as in JSON, with a mark.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "multistep").write_text("\ufeffmethod: flowcache\nrel_l1_thresh: 1e-2\n", encoding="utf-8")
+    assert settings(script, "--method", "multistep")[0]["rel_l1_thresh"] == 0.01
+
+
 def test_parameters_without_a_file_mean_flowcache(script: ModuleType, tmp_path: Path) -> None:
     method, _ = settings(script, "--compress-kv-cache", "true", "--query_granularity=frame")
     assert (method["method"], method["source"]) == ("flowcache", "command line")
@@ -212,7 +224,7 @@ def test_teacache_takes_its_own_parameters(script: ModuleType) -> None:
     assert settings(script, *file, "--coefficients", "[3]")[0]["coefficients"] == [3.0]
     with pytest.raises(ValueError, match=r"unknown parameter 'max_consecutive_reuse'; known are .*coefficients"):
         settings(script, *file, "--max_consecutive_reuse", "2")
-    with pytest.raises(ValueError, match="command line: unknown parameter 'coefficients'"):
+    with pytest.raises(ValueError, match="--coefficients belongs to teacache"):
         settings(script, "--coefficients", "1,0")
 
 
