@@ -67,6 +67,7 @@ def describe_run(
         "kv_cache_bytes": report.kv_cache_bytes,
         "placement": pipeline.placement(),
         "memory_plan": None if pipeline.memory is None else pipeline.memory.to_json_dict(),
+        "text": None if report.prompt is None else report.prompt.to_json_dict(),
         "text_from_cache": report.text_from_cache,
         "seconds": {stage: round(seconds, 3) for stage, seconds in report.seconds.items()},
         "peak_memory_bytes": peak_memory(device),

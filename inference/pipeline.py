@@ -16,15 +16,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from inference.config import (
-    VAE_CHANNELS,
-    VAE_SPATIAL_FACTOR,
-    VAE_TEMPORAL_FACTOR,
     MagiConfig,
     require_path,
     resolve_path,
@@ -50,10 +46,11 @@ from inference.schedule import Schedule
 from inference.text.cache import CaptionFeatures
 from inference.text.captions import ChunkCaptions, PromptFlags, SpecialTokens, assemble_captions
 from inference.text.features import PromptEncoder, prompt_encoder
-from inference.video.codec import VaeCodec, tiles_for
+from inference.text.reading import PromptReading, read_prompt
+from inference.video.codec import VaeCodec, check_vae, tiles_for
 from inference.video.decode_ahead import decode_ahead, overlaps
 from inference.video.reading import select_prefix_frames
-from inference.video.vae import ViTVAE, load_vae
+from inference.video.vae import load_vae
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +75,8 @@ class Sample:
 class RunReport:
     """What a run did and how long its stages took; filled while the frames are drawn.
 
-    ``text_from_cache``: whether the caption's features were read from the disk; None before that is known.
+    ``text_from_cache``: whether the caption's features were read from the disk; ``prompt``: what was read of it. None
+    before that is known.
     """
 
     record: RunRecord = field(default_factory=RunRecord)
@@ -86,6 +84,7 @@ class RunReport:
     frames: int = 0
     kv_cache_bytes: int = 0
     text_from_cache: bool | None = None
+    prompt: PromptReading | None = None
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -298,8 +297,9 @@ class MagiPipeline:
         found = self.parallel.from_first(lambda: self._encode_prompt(prompt))
         require_finite(found.features, "text: features of the prompt")
         report.text_from_cache = found.from_cache
-        if int(found.mask.sum()) <= 1:
-            logger.warning("the prompt has no words (after cleaning): the video will follow no text")
+        report.prompt = read_prompt(prompt, found.unknown)
+        for warning in report.prompt.warnings():
+            logger.warning(warning)
         return assemble_captions(
             found.features.to(self.device),
             found.mask.to(self.device),
@@ -369,16 +369,6 @@ def load_special_tokens(config: MagiConfig) -> SpecialTokens | None:
             "special_tokens.npz, or set pad_hq and pad_duration to false"
         )
     return SpecialTokens.load(resolve_path(path), config.model.caption_channels)
-
-
-def check_vae(vae: ViTVAE, directory: Path) -> None:
-    """ValueError where the autoencoder's latents are not those of the transformer."""
-    found = (vae.vit_config.z_chans, vae.vit_config.patch_length, vae.vit_config.patch_size)
-    needed = (VAE_CHANNELS, VAE_TEMPORAL_FACTOR, VAE_SPATIAL_FACTOR)
-    if found != needed:
-        raise ValueError(
-            f"the VAE in {directory} has z_chans, patch_length and patch_size {found}; the transformer needs {needed}"
-        )
 
 
 def load_transformer(config: MagiConfig, device: torch.device) -> VideoDiT:

@@ -28,11 +28,13 @@ _SUFFIX = ".safetensors"
 class CaptionFeatures:
     """What T5 says of a prompt: ``features`` (1, 1, L, width) float32 and ``mask`` (1, L) int64, on the CPU.
 
-    Where the mask is 0 the features mean nothing. ``from_cache``: they were read, not computed.
+    Where the mask is 0 the features mean nothing. ``unknown``: words of the cleaned prompt that T5 has no token for.
+    ``from_cache``: they were read, not computed.
     """
 
     features: Tensor
     mask: Tensor
+    unknown: tuple[str, ...] = ()
     from_cache: bool = False
 
 
@@ -75,6 +77,7 @@ class TextCache:
         """Keep the features of ``text``. A warning where that fails: the run has them."""
         kept = {"rows": found.features[0, 0][found.mask[0].bool()].contiguous(), "mask": found.mask}
         notes = {"text": text, "encoder": self.encoder, "sha256": _content_digest(kept)}
+        notes["unknown"] = json.dumps(found.unknown)
         try:
             with replacing(self.path(text)) as part:
                 part.write_bytes(save(kept, metadata=notes))
@@ -89,10 +92,12 @@ class TextCache:
             raise ValueError("the numbers are not those that were written")
         if (notes.get("text"), notes.get("encoder")) != (text, self.encoder):
             raise ValueError("they are those of another prompt or encoder")
+        if "unknown" not in notes:
+            raise ValueError("an earlier version wrote them, without the words that the encoder does not know")
         rows, mask = kept["rows"], kept["mask"]
         features = torch.zeros(1, 1, mask.shape[1], rows.shape[1])
         features[0, 0, mask[0].bool()] = rows
-        return CaptionFeatures(features, mask, from_cache=True)
+        return CaptionFeatures(features, mask, tuple(json.loads(notes["unknown"])), from_cache=True)
 
 
 def cache_folder(setting: str) -> Path:

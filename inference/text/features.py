@@ -53,7 +53,7 @@ class PromptEncoder:
         t5, residency = self.ready()
         with residency.visit():
             features, mask = t5.encode(prompt)
-            return CaptionFeatures(features.cpu(), mask.cpu())
+            return CaptionFeatures(features.cpu(), mask.cpu(), t5.unknown_words(clean_caption(prompt)))
 
 
 def prompt_encoder(config: MagiConfig, directory: Path, device: torch.device) -> PromptEncoder:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from inference.files import read_json
 from inference.text.cleaning import clean_caption
+from inference.text.reading import words
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,16 @@ class T5TextEncoder:
         ids, mask = self._tokenize(text)
         hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
         return hidden.float().unsqueeze(1), mask
+
+    def unknown_words(self, text: str) -> tuple[str, ...]:
+        """Words of ``text``, a cleaned prompt, for which the tokenizer has nothing but the token of what is unknown."""
+        nothing = {self.tokenizer.unk_token_id, *self.tokenizer(" ", add_special_tokens=False)["input_ids"]}
+        found = []
+        for word in words(text):
+            ids = set(self.tokenizer(word, add_special_tokens=False)["input_ids"])
+            if ids <= nothing or self.tokenizer.unk_token_id in ids:
+                found.append(word)
+        return tuple(found)
 
     def _tokenize(self, text: str) -> tuple[Tensor, Tensor]:
         """Ids and mask, each int64 (1, max_length)."""

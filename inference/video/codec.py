@@ -4,11 +4,13 @@ Source: docs/conditioning.md, "Latents and frames" and "Tiling".
 """
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from einops import rearrange
 
+from inference.config import VAE_CHANNELS, VAE_SPATIAL_FACTOR, VAE_TEMPORAL_FACTOR
 from inference.model.finite import require_finite
 from inference.parallel.group import ALONE
 from inference.placement.residency import Residency
@@ -136,3 +138,13 @@ class VaeCodec:
             raise ValueError(
                 f"cannot encode frames of {height}x{width}: both must be multiples of {self.reduction.space}"
             )
+
+
+def check_vae(vae: ViTVAE, directory: Path) -> None:
+    """ValueError where the autoencoder's latents are not those of the transformer."""
+    found = (vae.vit_config.z_chans, vae.vit_config.patch_length, vae.vit_config.patch_size)
+    needed = (VAE_CHANNELS, VAE_TEMPORAL_FACTOR, VAE_SPATIAL_FACTOR)
+    if found != needed:
+        raise ValueError(
+            f"the VAE in {directory} has z_chans, patch_length and patch_size {found}; the transformer needs {needed}"
+        )
