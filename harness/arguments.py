@@ -11,9 +11,7 @@ from collections.abc import Mapping, Sequence
 FOREIGN: Mapping[str, str] = {
     **dict.fromkeys(("--height", "--h"), "--video_size_h"),
     **dict.fromkeys(("--width", "--w"), "--video_size_w"),
-    **dict.fromkeys(
-        ("--resolution", "--size", "--video_size", "--image_size"), "give --video_size_h and --video_size_w"
-    ),
+    **dict.fromkeys(("--resolution", "--size", "--image_size"), "give --video_size_h and --video_size_w"),
     **dict.fromkeys(("--num_inference_steps", "--steps", "--sample_steps", "--infer_steps"), "--num_steps"),
     **dict.fromkeys(("--frames", "--frame_num", "--video_length", "--length"), "--num_frames"),
     **dict.fromkeys(("--duration", "--seconds"), "give --num_frames, 24 a second in the published configurations"),

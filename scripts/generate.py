@@ -17,7 +17,7 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -40,12 +40,13 @@ from harness.outputs import numbered, refuse_foreign_report, refuse_inputs
 from harness.program import launched_rank, make_parser, run_program
 from harness.sidecar import describe_run, leave_report, report_paths
 from harness.signals import stop_like_ctrl_c, undisturbed
-from inference.config import MagiConfig, load_config, resolve_path
+from inference.config import VAE_SPATIAL_FACTOR, MagiConfig, load_config, resolve_path
 from inference.parallel.launch import context_parallel
 from inference.pipeline import MagiPipeline, RunReport, Sample, plan, usable_prefix
 from inference.schedule import Schedule
 from inference.text.cleaning import clean_caption
-from inference.video.reading import read_image, read_video
+from inference.video.fitting import Fit, size_like
+from inference.video.reading import picture_size, read_image, read_video
 from inference.video.writing import VideoWriter, check_output_path, partial_path
 
 logger = logging.getLogger("generate")
@@ -84,6 +85,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--image_path", help="first frame (mode i2v)")
     parser.add_argument("--prefix_video_path", help="clip to continue (mode v2v)")
     parser.add_argument(
+        "--fit", choices=get_args(Fit), default="crop", help="image or clip of another shape (default: %(default)s)"
+    )
+    parser.add_argument("--include_prefix", action="store_true", help="put the given clip in front (mode v2v)")
+    parser.add_argument(
         "--output_path", default="outputs/video.mp4", help="where the video goes (default: %(default)s)"
     )
     parser.add_argument("--no_overwrite", action="store_true", help="number the output where its name is taken")
@@ -110,6 +115,11 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--quiet", action="store_true", help="only warnings and errors, no progress bar")
     group = parser.add_argument_group("run settings (each replaces the configuration's value)")
+    group.add_argument(
+        "--video_size",
+        choices=("auto",),
+        help="auto: the shape of the image or clip, about as many pixels as configured",
+    )
     for name in RUNTIME_FLAGS:
         group.add_argument(f"--{name}", type=int, metavar="N")
     add_memory_flags(parser)
@@ -135,6 +145,8 @@ def add_targets(parser: argparse.ArgumentParser) -> None:
 
 def generate(args: argparse.Namespace, argv: list[str]) -> None:
     """Check everything that can be checked, start further processes if there are to be any, make the video."""
+    if args.include_prefix and args.mode != "v2v":
+        raise ValueError(f"--include_prefix puts the clip of mode v2v in front; mode {args.mode} has none")
     method, config = resolve_method(args)
     device = own_device(args.device)
     set_threads(args.threads, config)
@@ -209,7 +221,8 @@ def leave_video(
     size = (runtime.video_size_h, runtime.video_size_w)
     writer = VideoWriter(args.output_path, runtime.fps, *size, lossless=args.lossless)
     try:
-        write_video(pipeline, method, sample, report, writer, steps, args.quiet)
+        in_front = usable_prefix(pipeline.config, sample.prefix) if args.include_prefix else None
+        write_video(pipeline, method, sample, report, writer, steps, args.quiet, in_front)
     finally:
         # A run that was stopped or failed is described as well, as far as it came.
         with undisturbed():
@@ -226,7 +239,7 @@ def leave_description(
 ) -> None:
     """The sidecar and the picture of what was written, if anything was."""
     if writer.saved_as is not None:
-        inputs = {name: getattr(args, name) for name in INPUTS}
+        inputs = {name: getattr(args, name) for name in (*INPUTS, "fit", "include_prefix")}
         contents = {"inputs": inputs} | describe_run(pipeline, method, sample, report, writer)
         leave_report(writer.saved_as, contents, report.record)
         summarise(writer.saved_as, contents)
@@ -240,12 +253,17 @@ def write_video(
     writer: VideoWriter,
     steps: int,
     quiet: bool,
+    in_front: torch.Tensor | None,
 ) -> None:
-    """Make the frames and write them as they come, with a progress bar over ``steps`` unless ``quiet``."""
+    """Make the frames and write them as they come, after those ``in_front``, with a progress bar over ``steps`` unless
+    ``quiet``.
+    """
     began = time.perf_counter()
     bar = tqdm(total=steps, unit="step", disable=quiet, dynamic_ncols=True)
     try:
         with bar, logging_redirect_tqdm(), writer, undisturbed_end():
+            if in_front is not None:
+                writer.append(in_front)
             frames = pipeline.frames(
                 sample,
                 reuse=method.make_reuse(),
@@ -269,7 +287,22 @@ def resolve_config(args: argparse.Namespace, method: Method) -> MagiConfig:
         overrides["attention_backend"] = args.attention_backend
     if args.noise2clean_kvrange is not None:
         overrides["noise2clean_kvrange"] = parse_window(args.noise2clean_kvrange)
-    return config.with_overrides(**overrides) if overrides else config
+    config = config.with_overrides(**overrides) if overrides else config
+    return config if args.video_size is None else with_shape_of_input(config, args)
+
+
+def with_shape_of_input(config: MagiConfig, args: argparse.Namespace) -> MagiConfig:
+    """About the configured number of pixels in the shape of the image or the clip; ValueError where there is none."""
+    if args.mode == "t2v" or {args.video_size_h, args.video_size_w} != {None}:
+        raise ValueError("--video_size auto takes the shape of an image or a clip, and excludes --video_size_h and _w")
+    given, runtime = (args.image_path if args.mode == "i2v" else args.prefix_video_path), config.runtime
+    if given is None:
+        return config  # refused where it is read
+    source = picture_size(resolve_path(given), "image" if args.mode == "i2v" else "video")
+    step = VAE_SPATIAL_FACTOR * config.model.patch_size
+    height, width = size_like(source, runtime.video_size_h * runtime.video_size_w, step)
+    logger.info("%s is %dx%d: the video is %dx%d", given, source[1], source[0], width, height)
+    return config.with_overrides(video_size_h=height, video_size_w=width)
 
 
 def parse_window(text: str) -> list[int]:
@@ -294,10 +327,10 @@ def read_prefix(args: argparse.Namespace, config: MagiConfig) -> torch.Tensor | 
     runtime = config.runtime
     height, width = runtime.video_size_h, runtime.video_size_w
     if args.mode == "i2v":
-        return read_image(resolve_path(args.image_path), height, width)
+        return read_image(resolve_path(args.image_path), height, width, args.fit)
     if args.mode == "v2v":
         path = resolve_path(args.prefix_video_path)
-        return read_video(path, runtime.fps, height, width, select=runtime.prefix_selection)
+        return read_video(path, runtime.fps, height, width, runtime.prefix_selection, args.fit)
     return None
 
 

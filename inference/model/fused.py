@@ -54,7 +54,8 @@ def resolve_kernels(choice: str | bool, device: torch.device | str) -> FusedKern
     if problem is None:
         return load_kernels()
     if choice == "auto":
-        logger.info("no fused kernels: %s", problem)
+        if torch.device(device).type == "cuda":
+            logger.info("no fused kernels: %s", problem)
         return None
     raise ValueError(f"fused_kernels cannot be used: {problem}; choose auto or false")
 

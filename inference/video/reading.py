@@ -19,13 +19,15 @@ import torch
 from av.error import FFmpegError
 from av.filter import Graph
 from av.stream import Disposition
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
+
+from inference.video.colour import assumed_matrix, has_alpha, on_white, to_srgb
+from inference.video.fitting import Fit, Fitting, fitting
 
 logger = logging.getLogger(__name__)
 
 PrefixRule = Literal["first", "last"]
-ImageFit = Literal["fit", "crop", "pad"]
 
 # MAGI-1 keeps the first 32 frames of a clip, FlowCache its last whole seconds.
 FIRST_FRAMES = 32
@@ -69,31 +71,46 @@ def _check_picture_size(path: Path, height: int, width: int) -> None:
         )
 
 
-def read_image(path: str | Path, height: int, width: int, fit: ImageFit = "fit") -> Tensor:
+def read_image(path: str | Path, height: int, width: int, fit: Fit = "stretch") -> Tensor:
     """An image of any common format as one frame: uint8 (1, height, width, 3), resized bicubically.
 
-    ``fit`` stretches it to the size, as MAGI-1 does; "crop" keeps the aspect ratio and fills the size, "pad" keeps it
-    and puts black bars around. EXIF rotation is applied, transparency is shown on white, of an animation the first
-    frame is taken.
+    ``fit`` "stretch" is MAGI-1's way; "crop" keeps the aspect ratio and fills the size, "pad" keeps it and puts black
+    bars around. A colour profile and EXIF rotation are applied, transparency is shown on white, of an animation the
+    first frame is taken.
     """
     path = Path(path)
     _check_readable_file(path, "image")
     try:
         with Image.open(path) as opened:
             _check_picture_size(path, opened.height, opened.width)
-            image = _to_rgb(ImageOps.exif_transpose(opened))
+            image = _to_rgb(to_srgb(ImageOps.exif_transpose(opened), path))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
-    size = (width, height)
-    if fit == "crop":
-        image = ImageOps.fit(image, size, Image.Resampling.BICUBIC)
-    elif fit == "pad":
-        image = ImageOps.pad(image, size, Image.Resampling.BICUBIC)
-    elif fit == "fit":
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    else:
-        raise ValueError(f"fit must be 'fit', 'crop' or 'pad', got {fit!r}")
+    way = fitting((image.height, image.width), (height, width), fit)
+    if said := way.describe(str(path)):
+        logger.info(said)
+    image = image.resize(way.scaled[::-1], Image.Resampling.BICUBIC)
+    rows, columns = way.offset
+    # Where this reaches beyond the picture, Pillow fills with black.
+    image = image.crop((columns, rows, columns + width, rows + height))
     return torch.from_numpy(np.array(image)).unsqueeze(0)
+
+
+def picture_size(path: str | Path, kind: Literal["image", "video"]) -> tuple[int, int]:
+    """Height and width of an image or of a clip's pictures, as they are shown; errors as when they are read."""
+    path = Path(path)
+    if kind == "image":
+        _check_readable_file(path, "image")
+        try:
+            with Image.open(path) as opened:
+                turned = opened.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+                return (opened.width, opened.height) if turned else (opened.height, opened.width)
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{path} cannot be read as an image: {error}") from error
+    with _open_video(path) as container:
+        for frame in _decode(container, path, _DecodeReport()):
+            return _shown_size(frame)
+    raise ValueError(f"{path} has no frame that can be decoded (is the file complete?)")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -195,16 +212,27 @@ def _decode(container: av.container.InputContainer, path: Path, report: _DecodeR
             yield frame
 
 
-def _build_graph(frame: av.VideoFrame, start: float, fps: int, height: int, width: int) -> Graph:
-    """ffmpeg's `fps` and `scale` filters, after the rotation that phones write beside the pictures."""
+def _shown_size(frame: av.VideoFrame) -> tuple[int, int]:
+    """Height and width after the rotation that phones write beside the pictures."""
+    turned = round(frame.rotation) % 180 == 90
+    return (frame.width, frame.height) if turned else (frame.height, frame.width)
+
+
+def _build_graph(frame: av.VideoFrame, start: float, fps: int, way: Fitting, matrix: str) -> Graph:
+    """ffmpeg's `fps` and `scale` filters, after the rotation that phones write beside the pictures; cut or framed."""
     graph = Graph()
     filters = [graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)]
     turned = {90: [("transpose", "cclock")], 180: [("hflip", None), ("vflip", None)], 270: [("transpose", "clock")]}
     for name, argument in turned.get(round(frame.rotation) % 360, []):
         filters.append(graph.add(name, argument))
     filters.append(graph.add("fps", f"fps={fps}:start_time={start:.6f}"))
-    filters.append(graph.add("scale", f"{width}:{height}:flags=bicubic"))
-    filters.append(graph.add("format", "pix_fmts=rgb24"))
+    (height, width), (rows, columns) = way.scaled, way.offset
+    filters.append(graph.add("scale", f"{width}:{height}:flags=bicubic:in_color_matrix={matrix}"))
+    filters.append(graph.add("format", f"pix_fmts={'rgba' if has_alpha(frame) else 'rgb24'}"))
+    if way.fit == "crop":
+        filters.append(graph.add("crop", f"{way.target[1]}:{way.target[0]}:{columns}:{rows}"))
+    elif way.fit == "pad":
+        filters.append(graph.add("pad", f"{way.target[1]}:{way.target[0]}:{-columns}:{-rows}:black"))
     filters.append(graph.add("buffersink"))
     graph.link_nodes(*filters)
     graph.configure()
@@ -218,10 +246,11 @@ def _pull(graph: Graph) -> Iterator[Tensor]:
             frame = graph.vpull()
         except (BlockingIOError, EOFError):
             return
-        yield torch.from_numpy(frame.to_ndarray())
+        pixels = frame.to_ndarray()
+        yield torch.from_numpy(on_white(pixels) if pixels.shape[-1] == 4 else pixels)
 
 
-def _filtered_frames(path: Path, fps: int, height: int, width: int) -> Iterator[Tensor]:
+def _filtered_frames(path: Path, fps: int, height: int, width: int, fit: Fit) -> Iterator[Tensor]:
     """Frames at ``fps``, resized: each uint8 (height, width, 3)."""
     report = _DecodeReport()
     graph = None
@@ -230,7 +259,10 @@ def _filtered_frames(path: Path, fps: int, height: int, width: int) -> Iterator[
         for frame in _decode(container, path, report):
             if graph is None:
                 _check_picture_size(path, frame.height, frame.width)
-                graph = _build_graph(frame, start, fps, height, width)
+                way = fitting(_shown_size(frame), (height, width), fit)
+                if said := way.describe(str(path)):
+                    logger.info(said)
+                graph = _build_graph(frame, start, fps, way, assumed_matrix(frame, path))
             graph.vpush(frame)
             yield from _pull(graph)
         if graph is not None:
@@ -240,18 +272,25 @@ def _filtered_frames(path: Path, fps: int, height: int, width: int) -> Iterator[
 
 
 def read_video(
-    path: str | Path, fps: int, height: int, width: int, select: PrefixRule | Literal["all"] = "all"
+    path: str | Path,
+    fps: int,
+    height: int,
+    width: int,
+    select: PrefixRule | Literal["all"] = "all",
+    fit: Fit = "stretch",
 ) -> Tensor:
     """A video at ``fps`` frames per second, resized to the size: uint8 (T, height, width, 3).
 
-    Rate and size are converted by ffmpeg's `fps` and `scale` (bicubic) filters, as MAGI-1 does; the aspect ratio is
-    not kept. ``select`` "first" or "last" gives the prefix of that rule (:func:`select_prefix_frames`) and holds no
-    more frames than it can need. Of a damaged or cut-off file the intact frames are used, with a warning.
+    Rate and size are converted by ffmpeg's `fps` and `scale` (bicubic) filters, as MAGI-1 does; ``fit`` as for
+    :func:`read_image`. Transparency is shown on white. ``select`` "first" or "last" gives the prefix of that rule
+    (:func:`select_prefix_frames`) and holds no more frames than it can need. Of a damaged or cut-off file the intact
+    frames are used, with a warning.
     """
     path = Path(path)
     if min(fps, height, width) < 1:
         raise ValueError(f"fps and size must be positive, got {fps} fps and {width}x{height}")
-    frames: Iterable[Tensor] = _filtered_frames(path, fps, height, width)
+    count = _Counted(_filtered_frames(path, fps, height, width, fit))
+    frames: Iterable[Tensor] = count
     if select == "first":
         frames = islice(frames, FIRST_FRAMES)
     elif select == "last":
@@ -260,7 +299,36 @@ def read_video(
     if not kept:
         raise ValueError(f"{path} has no frame that can be decoded (is the file complete?)")
     video = torch.stack(kept)
-    return video if select == "all" else select_prefix_frames(video, fps, select)
+    if select == "all":
+        return video
+    chosen = select_prefix_frames(video, fps, select)
+    _tell_chosen(path, len(chosen), count.number, fps, select)
+    return chosen
+
+
+class _Counted:
+    """``frames``, counted as they pass."""
+
+    def __init__(self, frames: Iterable[Tensor]) -> None:
+        self.frames = frames
+        self.number = 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for frame in self.frames:
+            self.number += 1
+            yield frame
+
+
+def _tell_chosen(path: Path, chosen: int, count: int, fps: int, rule: PrefixRule) -> None:
+    if chosen == 1:
+        logger.warning(
+            "%s is shorter than a second (%d frames at %d a second): its last frame is used, as an image is",
+            *(path, count, fps),
+        )
+    elif rule == "last":
+        logger.info("%s: the last %d of %d frames (at %d a second) continue", path, chosen, count, fps)
+    else:
+        logger.info("%s: the first %d frames (at %d a second) continue", path, chosen, fps)
 
 
 def select_prefix_frames(frames: Tensor, fps: int, rule: PrefixRule) -> Tensor:

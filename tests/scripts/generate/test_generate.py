@@ -141,6 +141,39 @@ def test_three_passes_with_reuse_and_compression(generate: Run, checkpoint: Path
     assert sidecar["work"]["clean_passes"] == (6 if method == "flowcache_fast" else 0)
 
 
+@pytest.mark.parametrize(
+    ("flags", "said", "size"),
+    [
+        ((), "50% of its height are cut off", (48, 32)),
+        (("--fit", "pad"), "black bars take", (48, 32)),
+        (("--video_size", "auto"), "is 48x64: the video is", (32, 48)),
+    ],
+)
+def test_an_image_of_another_shape(
+    generate: Run,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    flags: tuple[str, ...],
+    said: str,
+    size: tuple[int, int],
+) -> None:
+    Image.new("RGB", (48, 64), (200, 60, 30)).save(tmp_path / "tall.png")
+    image = ("--mode", "i2v", "--image_path", str(tmp_path / "tall.png"), "--num_frames", "4")
+    assert generate(*image, *flags) == 0
+    info = probe_video(tmp_path / "out" / "video.mp4")
+    assert said in caplog.text and (info.width, info.height) == size
+
+
+def test_the_clip_in_front_of_what_continues_it(generate: Run, tmp_path: Path) -> None:
+    clip = moving_clip(tmp_path / "clip.mp4", 30)  # two and a half seconds
+    flags = ("--mode", "v2v", "--prefix_video_path", str(clip), "--num_frames", "24", "--include_prefix")
+    assert generate(*flags) == 0
+    assert probe_video(tmp_path / "out" / "video.mp4").frames == 48 + 24
+    sidecar = read_sidecar(tmp_path / "out")
+    assert (sidecar["frames"]["written"], sidecar["prefix_frames"]) == (72, 48)
+    assert sidecar["inputs"]["include_prefix"] is True
+
+
 def test_an_empty_prompt_is_made_with_a_warning(
     generate: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
