@@ -6,6 +6,8 @@ The measure is the relative-L1 change of a chunk's patch-embedded latents since 
 until it reaches ``rel_l1_thresh``; as long as it stays below, the chunk is reused.
 """
 
+import math
+
 from torch import Tensor
 
 from flowcache.config import FlowCacheConfig
@@ -16,12 +18,14 @@ from inference.schedule import ChunkStep, Schedule, Step
 class ChunkwiseDecider:
     """FlowCache's decisions, chunk by chunk; the state of one video is cleared by ``reset``.
 
-    ``accumulated``: each chunk's change since it was last computed.
+    ``accumulated``: each chunk's change since it was last computed; ``smallest``: the least that one was at a step
+    where it might have been reused.
     """
 
     def __init__(self, config: FlowCacheConfig) -> None:
         self.config = config
         self.accumulated: dict[int, float] = {}
+        self.smallest = math.inf
         self._reuses: dict[int, int] = {}
         self._previous: dict[int, Tensor] = {}
         self._last_index = 0
@@ -30,6 +34,7 @@ class ChunkwiseDecider:
         self.accumulated = dict.fromkeys(range(schedule.chunk_num), 0.0)
         self._reuses = dict.fromkeys(range(schedule.chunk_num), 0)
         self._previous = {}
+        self.smallest = math.inf
         self._last_index = schedule.num_steps - 1
 
     def select(self, step: Step, features: Features) -> tuple[int, ...]:
@@ -46,10 +51,12 @@ class ChunkwiseDecider:
         chunk = entry.chunk
         if not (step.is_first or step.is_last or chunk not in change):
             distance = self.accumulated[chunk] + change[chunk]
-            if distance < self.config.rel_l1_thresh and not self._must_compute(entry):
-                self.accumulated[chunk] = distance
-                self._reuses[chunk] += 1
-                return False
+            if not self._must_compute(entry):
+                self.smallest = min(self.smallest, distance)
+                if distance < self.config.rel_l1_thresh:
+                    self.accumulated[chunk] = distance
+                    self._reuses[chunk] += 1
+                    return False
             self.accumulated[chunk] = 0.0
         self._reuses[chunk] = 0
         return True

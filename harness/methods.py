@@ -3,6 +3,7 @@ caching are put together.
 """
 
 import argparse
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from inference.advance import MemoryAdvancer
 from inference.config import MagiConfig, resolve_path
 from inference.files import read_yaml
 from inference.kv_cache import KVCache, KVGeometry
+from inference.record import RunRecord
 from inference.reuse import Decider, Reuse
 from inference.schedule import Schedule
 from multistep.config import MultistepConfig
@@ -52,6 +54,8 @@ METHODS: dict[str, type[Settings] | None] = {
 
 # The method files that can be called by their names.
 PRESETS = "configs/method"
+# The source of a method that flags alone make.
+COMMAND_LINE = "command line"
 
 # A method may state the key window its figures go with; it replaces the model configuration's.
 WINDOW = "noise2clean_kvrange"
@@ -90,6 +94,26 @@ class Method:
         problems = [] if self.settings is None else list(self.settings.problems(schedule))
         if problems:
             raise ValueError(f"{self.source}: " + "; ".join(problems))
+
+    def why_nothing_was_reused(self, reuse: Reuse, record: RunRecord) -> str | None:
+        """One line on a run with this method that advanced no chunk from memory, and what would; None for any other."""
+        if self.settings is None or record.reused or not record.computed:
+            return None
+        decider, steps = reuse.decider, record.num_steps
+        name = self.name if self.source == COMMAND_LINE else Path(self.source).stem
+        if not isinstance(decider, ChunkwiseDecider | WindowDecider):
+            return f"{name} reused nothing: its pattern computes all of {steps} steps"
+        threshold, smallest = decider.config.rel_l1_thresh, decider.smallest
+        if threshold == 0:
+            return None  # as asked
+        if math.isinf(smallest):
+            warmup = decider.config.warmup_steps
+            return f"{name} reused nothing: of {steps} steps with warmup_steps {warmup} there is none at which it may"
+        unit = 10.0 ** math.floor(math.log10(smallest))
+        return (
+            f"{name} reused nothing: rel_l1_thresh is {threshold:g}, and over a step of {steps} latents changed by "
+            f"{smallest:.2g} at least; --rel_l1_thresh {(math.floor(smallest / unit) + 1) * unit:.2g} would reuse some"
+        )
 
     def to_json_dict(self) -> dict[str, Any]:
         settings = {} if self.settings is None else self.settings.model_dump(mode="json")
@@ -140,7 +164,7 @@ def read_method(method: str | None, overrides: dict[str, Any]) -> Method:
     """
     path = None if method is None else method_path(method)
     values = {} if path is None else load_method(resolve_path(path))
-    source = "command line" if path is None else str(Path(path))
+    source = COMMAND_LINE if path is None else str(Path(path))
     window = read_window(values.pop(WINDOW, None), source)
     name = values.pop("method", "flowcache" if values or overrides else "none")
     if name not in METHODS:

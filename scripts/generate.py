@@ -14,6 +14,7 @@ of underscores.
 
 import argparse
 import logging
+import math
 import sys
 import time
 from pathlib import Path
@@ -193,6 +194,10 @@ def resolve_method(args: argparse.Namespace) -> tuple[Method, MagiConfig]:
             raise ValueError("--calibration needs --target_psnr or --target_speedup")
         method = read_method(args.method_config, given_parameters(args))
         return method, resolve_config(args, method)
+    for name in ("target_psnr", "target_speedup"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"--{name} must be a number above 0, got {value:g}")
     if args.target_psnr is not None and args.target_speedup is not None:
         raise ValueError("--target_psnr and --target_speedup exclude each other; give one")
     if args.method_config is not None:
@@ -264,9 +269,10 @@ def write_video(
         with bar, logging_redirect_tqdm(), writer, undisturbed_end():
             if in_front is not None:
                 writer.append(in_front)
+            reuse = method.make_reuse()
             frames = pipeline.frames(
                 sample,
-                reuse=method.make_reuse(),
+                reuse=reuse,
                 make_cache=method.make_cache,
                 on_step=lambda step: bar.update(),
                 report=report,
@@ -274,6 +280,8 @@ def write_video(
             for chunk in frames:
                 with report.timed("write"):
                     writer.append(chunk)
+            if reason := method.why_nothing_was_reused(reuse, report.record):
+                logger.warning(reason)
     finally:
         report.seconds["total"] = report.seconds.get("load", 0.0) + time.perf_counter() - began
 

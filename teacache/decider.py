@@ -4,6 +4,8 @@ The measure is the relative-L1 change, since the step before, of the patch-embed
 is accumulated until it reaches ``rel_l1_thresh``; as long as it stays below, the window advances from memory.
 """
 
+import math
+
 from torch import Tensor
 
 from inference.reuse import Features, relative_l1_of_window
@@ -14,18 +16,20 @@ from teacache.config import TeaCacheConfig
 class WindowDecider:
     """TeaCache's decisions; the state of one video is cleared by ``reset``.
 
-    ``accumulated``: the change since all chunks of the window were last computed.
+    ``accumulated``: the change since all chunks of the window were last computed; ``smallest``: the least that it was
+    at a step where the window might have been reused.
     """
 
     def __init__(self, config: TeaCacheConfig) -> None:
         self.config = config
         self.accumulated = 0.0
+        self.smallest = math.inf
         self._previous: dict[int, Tensor] = {}
         self._last_index = 0
 
     def reset(self, schedule: Schedule) -> None:
         self._last_index = schedule.num_steps - 1
-        self.accumulated = 0.0
+        self.accumulated, self.smallest = 0.0, math.inf
         self._previous = {}
 
     def select(self, step: Step, features: Features) -> tuple[int, ...]:
@@ -43,6 +47,7 @@ class WindowDecider:
         must_compute = step.is_first or step.is_last or step.number < self.config.warmup_steps
         if change is not None and not must_compute:
             self.accumulated += self._rescaled(change)
+            self.smallest = min(self.smallest, self.accumulated)
             if self.accumulated < self.config.rel_l1_thresh:
                 return True
         self.accumulated = 0.0

@@ -3,6 +3,7 @@
 Source: docs/multistep.md, "Calibration". `harness.calibration.making` makes the files.
 """
 
+import logging
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -15,6 +16,8 @@ from harness.methods import Method, MultistepSettings, make_config
 from inference.config import MagiConfig
 from inference.files import read_json
 from inference.model.weights import weights_fingerprint
+
+logger = logging.getLogger(__name__)
 
 # What has to be the same in a run for a calibration to speak of it, beside the weights.
 CONDITIONS = ("num_steps", "window_size", "noise2clean_kvrange", "num_layers", "hidden_size")
@@ -85,7 +88,11 @@ def load_calibration(path: Path, shown_as: str) -> Calibration:
         raise FileNotFoundError(
             f"calibration {shown_as} does not exist; make it with scripts/calibrate.sh, or name one with --calibration"
         ) from None
-    except (ValidationError, ValueError) as error:
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(f"{shown_as} is no calibration file: {'; '.join(problems[:3])}{more}") from None
+    except (ValueError, IsADirectoryError) as error:
         raise ValueError(f"calibration {shown_as} cannot be read: {error}") from error
 
 
@@ -109,6 +116,11 @@ def calibrated_method(
                 "calibrate it (scripts/calibrate.sh)"
             )
     entry = choose(calibration.entries, source, target_psnr, target_speedup)
+    logger.info(
+        "%s: %d of %d steps computed; %.1f dB and %.2f times as fast are expected (calibrated on %s)",
+        *(source, len(entry.pattern), config.runtime.num_steps, entry.expected_psnr, entry.seconds_ratio.median),
+        " ".join(str(calibration.about.get("device", {}).get(key, "?")) for key in ("type", "name")),
+    )
     settings = {
         "pattern": entry.pattern,
         "pattern_steps": config.runtime.num_steps,

@@ -145,6 +145,16 @@ def test_flags_of_other_programs_are_known(
     assert meant in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("target", [("--target_psnr", "nan"), ("--target_psnr", "0"), ("--target_speedup", "-1")])
+def test_targets_that_are_none(refuse: Refuse, target: tuple[str, str]) -> None:
+    assert f"{target[0]} must be a number above 0, got {target[1]}" in refuse(*target)
+
+
+def test_a_file_that_is_no_calibration(refuse: Refuse, checkpoint: Path) -> None:
+    said = refuse("--target_speedup", "2", "--calibration", str(checkpoint / "distill.json"))
+    assert "distill.json is no calibration file: about: Field required" in said and "\n" not in said.strip()
+
+
 def test_a_parameter_without_its_method_names_the_method(refuse: Refuse) -> None:
     said = refuse("--computed_share", "0.2")
     assert "--computed_share belongs to multistep; say which method with --method, such as --method multistep" in said

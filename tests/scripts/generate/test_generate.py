@@ -141,6 +141,19 @@ def test_three_passes_with_reuse_and_compression(generate: Run, checkpoint: Path
     assert sidecar["work"]["clean_passes"] == (6 if method == "flowcache_fast" else 0)
 
 
+@pytest.mark.parametrize("method", ["flowcache_fast", "teacache_fast"])
+def test_a_method_that_reuses_nothing_says_what_would(
+    generate: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, method: str
+) -> None:
+    assert generate("--method", method, "--rel_l1_thresh", "1e-9") == 0
+    [said] = [record.getMessage() for record in caplog.records if "reused nothing" in record.getMessage()]
+    assert said.startswith(f"{method} reused nothing: rel_l1_thresh is 1e-09, and over a step of 8 latents changed by")
+    enough = re.search(r"--rel_l1_thresh (\S+) would reuse some", said)
+    assert generate("--method", method, "--rel_l1_thresh", enough[1]) == 0
+    assert read_sidecar(tmp_path / "out")["work"]["chunk_forwards_reused"] > 0
+    assert caplog.text.count("reused nothing") == 1
+
+
 @pytest.mark.parametrize(
     ("flags", "said", "size"),
     [

@@ -1,0 +1,33 @@
+"""What benchmarks/speed.py calls a speed-up, and what it does not."""
+
+from typing import Any
+
+import pytest
+
+from tests.loading import load_benchmark
+
+
+def result(script: Any, seconds: list[float], flop: float) -> dict[str, Any]:
+    run = {"total": 9.0, "share_reused": 0.5, "kv_cache_bytes": 1}
+    runs = {
+        "baseline": [run | {"denoise": 8.0, "flop": 100.0} for _ in seconds],
+        "method": [run | {"denoise": one, "flop": flop} for one in seconds],
+    }
+    kinds = ("denoise", "total", "flop")
+    methods = {name: {"source": name} for name in runs}
+    return {"runs": runs, "methods": methods, "speedup": {kind: script.ratios(runs, kind) for kind in kinds}}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "flop", "named", "doubted"),
+    [
+        ([4.0, 4.2, 3.9], 50.0, "speed-up by denoise: 2.00", False),
+        ([4.0], 50.0, "ratio of one pair, which is no speed-up, by denoise: 2.00", False),
+        ([2.0, 2.1], 50.0, "speed-up by denoise", True),  # twice the work that was saved
+        ([6.0, 6.1], 50.0, "speed-up by denoise", False),  # less than was saved: that is usual
+    ],
+)
+def test_what_is_called_a_speed_up(seconds: list[float], flop: float, named: str, doubted: bool) -> None:
+    script = load_benchmark("speed")
+    said = script.describe(result(script, seconds, flop))
+    assert named in said and ("not to be trusted" in said) == doubted
