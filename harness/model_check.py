@@ -3,6 +3,7 @@
 Nothing is loaded: of weight files the headers are read.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -13,9 +14,11 @@ from harness.methods import Method
 from inference.config import MagiConfig, require_path
 from inference.memory.dry_run import dry_run, largest_forward
 from inference.memory.estimate import MemoryEstimate, estimate, vae_config, vae_dtype
+from inference.memory.host import PROCESS_BYTES, free_host_bytes
 from inference.memory.plan import MemoryPlan, Placement, device_parts, plan_memory
 from inference.model.attention import available_backends
 from inference.model.dit import VideoDiT
+from inference.model.fused import kernels_problem
 from inference.model.weights import WeightsError, check_weights, checkpoint_directory
 from inference.parallel.launch import check_ranks
 from inference.pipeline import load_special_tokens, plan
@@ -25,6 +28,15 @@ from inference.video.vae import WEIGHTS_NAME, ViTVAE
 from metrics.flops import TransformerSize, run_flops
 
 GIB = 2**30
+# What is worth installing on a GPU (docs/performance.md).
+GAINS = {
+    "varlen": "captions without padding",
+    "flash2": "captions without padding, where torch is older than 2.10",
+    "flash3": "faster attention, four fifths of a forward at 720x720; by how much was not measured here",
+    "fused kernels": "1.05 to 1.09 times as fast on an H200",
+}
+# Of a large product that is timed: long enough for the processor to reach its speed.
+TIMED_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -101,7 +113,12 @@ def check_machine(request: Request, device: torch.device) -> Iterator[Finding]:
     problems = available_backends(device, config.model.dtype, config.model.kv_channels)
     for name, problem in problems.items():
         ok = None if name != wanted else problem is None
-        yield Finding(f"attention {name}", ok, "can be used" if problem is None else problem)
+        gain = f"; it would gain: {GAINS[name]}" if name in GAINS and device.type == "cuda" else ""
+        yield Finding(f"attention {name}", ok, "can be used" if problem is None else problem + gain)
+    if config.engine.fused_kernels is not False:
+        problem = kernels_problem(device)
+        gain = f"; they would gain: {GAINS['fused kernels']}" if device.type == "cuda" else ""
+        yield Finding("fused kernels", None, "can be used" if problem is None else problem + gain)
 
 
 def describe_memory(request: Request, device: torch.device, free: int | None) -> Iterator[Finding]:
@@ -119,20 +136,28 @@ def describe_memory(request: Request, device: torch.device, free: int | None) ->
     if found.host_bytes:
         yield Finding("host memory", None, gib(found.host_bytes))
     if found.usable is None:
-        yield Finding("memory", None, f"{gib(found.device_bytes)} at most; how much there is was not asked")
+        needed, there = PROCESS_BYTES + found.device_bytes + found.host_bytes, free_host_bytes()
+        yield Finding("memory", needed <= there, f"{gib(needed)} at most with the process, {gib(there)} are free here")
     else:
         yield Finding(
             "memory", found.fits, f"{gib(found.device_bytes)} at most, {gib(found.usable)} can be planned with"
         )
 
 
-def describe_work(request: Request) -> Iterator[Finding]:
-    """Forwards and floating point operations, if nothing were reused."""
+def describe_work(request: Request, device: torch.device | None) -> Iterator[Finding]:
+    """Forwards and floating point operations, if nothing were reused; on ``device``, where it is here, how long that
+    takes at least.
+    """
     record = request.record()
     size = TransformerSize.of(request.config.model.model_dump())
     flop = run_flops(size, record.forwards) / request.ranks
     each = " by each process" if request.ranks > 1 else ""
     yield Finding("work", None, f"{len(record.forwards)} forwards, {flop / 1e15:.3g} PFLOP{each} if nothing is reused")
+    if device is not None:
+        rate = product_rate(device, request.config.model.dtype)
+        yield Finding(
+            "time", None, f"{duration(flop / rate)} or more at the {rate / 1e12:.3g} TFLOP/s of a large product"
+        )
 
 
 def suggestions(request: Request, device: torch.device, free: int) -> Iterator[str]:
@@ -147,6 +172,32 @@ def suggestions(request: Request, device: torch.device, free: int) -> Iterator[s
             continue
         if found.fits:
             yield f"{flags}: {gib(found.device_bytes)} at most"
+
+
+def product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating point operations per second of a large matrix product, timed for half a second."""
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+
+    def products(count: int) -> float:
+        began = time.perf_counter()
+        for _ in range(count):
+            a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - began
+
+    products(1)
+    count = max(1, round(TIMED_SECONDS / max(products(2) / 2, 1e-6)))
+    return 2 * size**3 * count / products(count)
+
+
+def duration(seconds: float) -> str:
+    """In words: 40 s, 12 min, 5.1 h, 3.2 days."""
+    for most, unit, name in ((100, 1, "s"), (6000, 60, "min"), (172_800, 3600, "h")):
+        if seconds < most:
+            return f"{seconds / unit:.2g} {name}"
+    return f"{seconds / 86400:,.1f} days"
 
 
 def gib(value: int) -> str:

@@ -27,6 +27,7 @@ from inference.config import (
     runtime_support_warnings,
 )
 from inference.kv_cache import KVCache
+from inference.memory.host import check_host, refuse_too_large
 from inference.memory.plan import MemoryPlan, plan_run
 from inference.model.attention import resolve_backend
 from inference.model.compiling import compile_layers
@@ -105,8 +106,9 @@ def plan(config: MagiConfig, prefix_frames: int) -> tuple[MagiConfig, Schedule]:
     """The configuration and the schedule that write exactly ``num_frames`` frames after (or with) the prefix.
 
     ``num_frames`` is rounded up to whole latents (docs/sampler.md, "Length of the video"). The chunk of a given image
-    is part of the output, so its latent counts among them.
+    is part of the output, so its latent counts among them. ValueError for sizes that no memory holds.
     """
+    refuse_too_large(config)
     factor = config.runtime.temporal_downsample_factor
     latents = -(-config.runtime.num_frames // factor)
     given = prefix_latent_count(config, prefix_frames) if prefix_frames else 0
@@ -185,6 +187,8 @@ class MagiPipeline:
             torch.cuda.set_device(device)  # for what takes no device: kernels of other packages, host memory
         if device.type == "cuda":
             config, memory = place_run(config, device, free_bytes(device), make_cache, parallel.ranks)
+        else:
+            check_host(*plan(config, 0), make_cache, parallel.ranks)
         runtime = config.runtime
         # All paths and headers first: what is missing should not show up after minutes of loading something else.
         weights = checkpoint_directory(config)

@@ -28,6 +28,7 @@ import torch
 
 from harness.arguments import parse
 from harness.device import choose_device
+from harness.download import models
 from harness.memory.flags import add_memory_flags, given_switches
 from harness.methods import add_method, add_parameters, given_parameters, read_method
 from harness.model_check import (
@@ -76,9 +77,11 @@ def report(args: argparse.Namespace) -> bool:
     else:
         planned, free = device, free_bytes(device)
     findings = [] if args.skip_files else show("Files", check_files(request.config))
+    if any(finding.ok is False for finding in findings) and (name := Path(args.config).stem) in models():
+        print(f"  the published files: bash scripts/download.sh {name}")
     findings += show(f"Machine ({device})", check_machine(request, device))
     findings += show(f"Memory of the device ({planned})", describe_memory(request, planned, free))
-    findings += show("Work", describe_work(request))
+    findings += show("Work", describe_work(request, device if planned.type == device.type else None))
     good = all(finding.ok is not False for finding in findings)
     if free is not None and (changes := list(suggestions(request, planned, free))):
         print("\nIt would fit with any of these:")

@@ -136,6 +136,25 @@ def plan_memory(config: MagiConfig, size: MemoryEstimate, free: int | None) -> M
     return plans[-1]
 
 
+def estimate_run(
+    config: MagiConfig,
+    schedule: Schedule,
+    device: torch.device,
+    make_cache: Callable[..., KVCache] = KVCache,
+    ranks: int = 1,
+) -> MemoryEstimate:
+    """Bytes of every part of the video of ``config``, planned, and ``schedule``."""
+    prefix = schedule.offset * config.runtime.chunk_width
+    # Forwards have every size they will ever have once the window has been full and has moved on.
+    chunks = min(schedule.chunk_num, schedule.offset + 2 * schedule.window_size)
+    frames = (chunks - schedule.offset) * config.runtime.chunk_width * config.runtime.temporal_downsample_factor
+    shorter = config.with_overrides(num_frames=min(frames, config.runtime.num_frames))
+    shape = largest_forward(dry_run(shorter, prefix, make_cache))
+    return estimate(
+        config, schedule, shape, device=device, make_cache=make_cache, remembered=MOST_REMEMBERED, ranks=ranks
+    )
+
+
 def plan_run(
     config: MagiConfig,
     schedule: Schedule,
@@ -147,11 +166,7 @@ def plan_run(
     """The plan for the video of ``config``, planned, and ``schedule``, with every "auto" of ``SWITCHES`` decided. A
     warning where nothing fits.
     """
-    prefix = schedule.offset * config.runtime.chunk_width
-    shape = largest_forward(dry_run(config, prefix, make_cache))
-    size = estimate(
-        config, schedule, shape, device=device, make_cache=make_cache, remembered=MOST_REMEMBERED, ranks=ranks
-    )
+    size = estimate_run(config, schedule, device, make_cache, ranks)
     plan = plan_memory(config, size, free)
     if not plan.fits:
         logger.warning(

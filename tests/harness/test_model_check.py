@@ -25,7 +25,7 @@ def test_a_complete_model_is_fine(checkpoint: Path) -> None:
     machine = {finding.name: finding for finding in check_machine(asked, CPU)}
     assert machine["processes"].ok and machine["attention sdpa"].detail == "can be used"
     assert "CUDA" in machine["attention flash3"].detail and machine["attention flash3"].ok is None
-    (work,) = describe_work(asked)
+    (work,) = describe_work(asked, None)
     assert "8 forwards" in work.detail
 
 

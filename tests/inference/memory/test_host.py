@@ -1,0 +1,49 @@
+"""Runs that the machine's memory cannot hold are refused at once, with the numbers."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from inference.memory.host import PROCESS_BYTES, check_host, free_host_bytes, refuse_too_large
+from inference.memory.plan import estimate_run, plan_memory
+from inference.pipeline import plan
+from tests.tiny import tiny_config
+
+
+def test_free_memory_is_what_linux_calls_available_or_what_a_container_is_left(tmp_path: Path) -> None:
+    meminfo, most, used = (tmp_path / name for name in ("meminfo", "max", "current"))
+    meminfo.write_text("MemTotal:  9000 kB\nMemFree: 10 kB\nMemAvailable:    5000 kB\n")
+    assert free_host_bytes(meminfo, (most, used)) == 5000 * 1024
+    most.write_text("max\n")
+    used.write_text("1000000\n")
+    assert free_host_bytes(meminfo, (most, used)) == 5000 * 1024
+    most.write_text("3000000\n")
+    assert free_host_bytes(meminfo, (most, used)) == 2_000_000
+    assert free_host_bytes(tmp_path / "none", (most, used)) == 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"num_frames": 10**9}, "the latents of 1000000000 frames"),
+        ({"video_size_h": 160_000, "video_size_w": 160_000}, "160000x160000 need"),
+    ],
+)
+def test_sizes_beyond_all_measure_cost_nothing_to_refuse(fields: dict[str, int], said: str) -> None:
+    config = tiny_config().with_overrides(**fields)
+    with pytest.raises(ValueError, match=said):
+        refuse_too_large(config, 2**34)
+    with pytest.raises(ValueError, match=said):
+        plan(config, 0)
+
+
+def test_a_run_is_refused_from_the_byte_on_that_it_is_estimated_to_need() -> None:
+    config, schedule = plan(tiny_config(num_frames=240, text_cache="somewhere"), 0)
+    size = replace(estimate_run(config, schedule, torch.device("cpu")), text_encoder=0)
+    found = plan_memory(config, size, None)
+    needed = PROCESS_BYTES + found.device_bytes + found.host_bytes
+    check_host(config, schedule, free=needed)
+    with pytest.raises(ValueError, match=r"240 frames of 32x32 by this model need about 0\.\d GB of memory on a CPU"):
+        check_host(config, schedule, free=needed - 1)
