@@ -35,13 +35,25 @@ def longest_name(folder: Path) -> int:
     return os.pathconf(folder, "PC_NAME_MAX")
 
 
+def read_text(path: Path) -> str:
+    """What a text file holds, in UTF-8, with or without the mark that some editors put in front (BOM).
+
+    Raises:
+        ValueError: it is not UTF-8, or no file but a pipe or a device, which might never end.
+        OSError: it is not there, or a folder.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError(f"{path} is no file but a pipe or a device")
+    return path.read_text(encoding="utf-8-sig")
+
+
 def read_json(path: Path) -> Any:
-    """What a JSON file holds, with or without the mark that some editors put in front (BOM).
+    """What a JSON file holds.
 
     Raises:
         ValueError: it is not JSON or not UTF-8, or a key is given twice; ``path`` is not in the message.
     """
-    text = path.read_text(encoding="utf-8-sig")
+    text = read_text(path)
     try:
         return json.loads(text, object_pairs_hook=_refuse_duplicates)
     except RecursionError:
@@ -79,7 +91,7 @@ def read_yaml(path: Path) -> Any:
         ValueError: it is not YAML or not UTF-8, or a key is given twice; ``path`` is not in the message.
     """
     try:
-        return yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Loader)
+        return yaml.load(read_text(path), Loader=_Loader)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
     except RecursionError:

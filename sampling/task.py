@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from inference.files import read_text
 from inference.noise import sample_seed
 from inference.text.cleaning import clean_caption
 
@@ -90,7 +91,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     separators. Raises FileNotFoundError, and ValueError where the file is not UTF-8.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist") from None
     except UnicodeDecodeError as error:

@@ -34,6 +34,7 @@ from harness.json_files import commit, save_json
 from harness.program import make_parser, run_program
 from harness.sidecar import describe_device
 from inference.config import MagiConfig, load_config, resolve_path
+from inference.files import read_text
 from inference.pipeline import MagiPipeline
 
 # Shares of the steps that are computed.
@@ -90,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def read_prompts(path: str, count: int) -> list[str]:
-    lines = [line.strip() for line in resolve_path(path).read_text(encoding="utf-8").splitlines()]
+    lines = [line.strip() for line in read_text(resolve_path(path)).splitlines()]
     prompts = list(dict.fromkeys(line for line in lines if line))[:count]
     if len(prompts) < 2:
         raise ValueError(f"{path} gives {len(prompts)} prompts; at least 2 are needed, one to calibrate, one to check")

@@ -89,7 +89,7 @@ def test_target_runs_the_pattern_and_says_so(calibration: Path, generate: Run, t
     [
         (["--target_psnr", "30"], "does not exist; make it with scripts/calibrate.sh"),
         (["--target_psnr", "30", "--target_speedup", "2"], "exclude each other"),
-        (["--target_speedup", "2", "--method_config", "configs/method/none.yaml"], "leave out --method_config"),
+        (["--target_speedup", "2", "--method_config", "configs/method/none.yaml"], "leave out --method"),
         (["--calibration", "x.json"], "needs --target_psnr or --target_speedup"),
     ],
 )
@@ -121,4 +121,4 @@ def test_files_that_are_no_calibration(generate: Run, tmp_path: Path, caplog: py
     broken = tmp_path / "broken.json"
     broken.write_text('{"entries": 3}', encoding="utf-8")
     assert generate("--target_psnr", "1", "--calibration", str(broken)) == 1
-    assert "broken.json cannot be read" in caplog.text
+    assert "broken.json is no calibration file: about: Field required" in caplog.text
