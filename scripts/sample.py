@@ -40,6 +40,7 @@ from harness.program import make_parser, run_program
 from inference.files import replacing
 from sampling.config import PhysicsIqRun, add_settings, as_yaml, given_settings, read_run
 from sampling.job import Job, make_job
+from sampling.names import check_names
 from sampling.report import summary, write_failures
 from sampling.verify import Finding, check_sample, of_kind, unlisted_videos, verify
 
@@ -95,7 +96,10 @@ def list_samples(job: Job) -> int:
 
 
 def prepare(job: Job, remake: bool) -> None:
-    """The output folder with the resolved configuration; ValueError where it holds samples of other settings."""
+    """The output folder with the resolved configuration; ValueError where it holds samples of other settings or
+    its disk takes two names for one.
+    """
+    check_names(job.output, job.tasks)
     findings = [finding for task in job.tasks if (finding := check_sample(job, task, decode=False)) is not None]
     foreign = of_kind(findings, "foreign")
     if foreign and not remake:
