@@ -1,4 +1,4 @@
-"""From two files or folders to figures and files about how alike their videos are (docs/metrics.md)."""
+"""From two files or folders to figures and files about how alike videos are, or how one drifts (docs/metrics.md)."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -9,12 +9,14 @@ from typing import Any
 import torch
 
 from harness.json_files import save_json
+from harness.outputs import refuse_inputs
 from inference.files import read_json, replacing
+from metrics.drift import Drift, draw_drift, drift_entry, measure_drift
 from metrics.similarity import report
 from metrics.similarity.lpips_distance import LpipsDistance
 from metrics.similarity.measures import Similarity, compare
 from metrics.similarity.picture import draw, strip_indices
-from metrics.similarity.video_pairs import Pair, VideoFacts, differences, probe, read_batches
+from metrics.similarity.video_pairs import Pair, VideoFacts, differences, probe, read_batches, read_frames
 
 logger = logging.getLogger(__name__)
 
@@ -109,3 +111,24 @@ def _entry(one: Compared) -> dict[str, Any]:
         "warnings": list(one.warnings),
         **report.video_entry(one.result),
     }
+
+
+def drift_of(video: Path, folder: Path) -> tuple[Drift, list[Path]]:
+    """Measure ``video`` and leave NAME.drift.json and NAME.drift.png in ``folder``.
+
+    Raises FileNotFoundError, IsADirectoryError and ValueError for what is no video of two seconds, before anything is
+    written.
+    """
+    if video.is_dir():
+        raise IsADirectoryError(f"{video} is a folder; --drift takes one video file")
+    if not video.is_file():
+        raise FileNotFoundError(f"{video} does not exist")
+    written = [folder / f"{video.name}.drift.json", folder / f"{video.name}.drift.png"]
+    refuse_inputs(written, {"drift": video})
+    fps = float(probe(video).fps)
+    drift = measure_drift(read_frames(video), fps)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_json(written[0], {"video": str(video), "fps": fps, **drift_entry(drift)})
+    with replacing(written[1]) as part:
+        draw_drift(part, drift, video.name)
+    return drift, written

@@ -113,7 +113,7 @@ def read_batches(pair: Pair, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     Raises:
         ValueError: one of them ends before the other.
     """
-    with closing(_read_frames(pair.original)) as original, closing(_read_frames(pair.generated)) as generated:
+    with closing(read_frames(pair.original)) as original, closing(read_frames(pair.generated)) as generated:
         while True:
             first, second = list(islice(original, size)), list(islice(generated, size))
             if len(first) != len(second):
@@ -123,7 +123,8 @@ def read_batches(pair: Pair, size: int) -> Iterator[tuple[Tensor, Tensor]]:
             yield torch.stack(first), torch.stack(second)
 
 
-def _read_frames(path: Path) -> Iterator[Tensor]:
+def read_frames(path: Path) -> Iterator[Tensor]:
+    """The frames of a video, each uint8 (H, W, 3) RGB; ValueError where it cannot be read to the end."""
     for frame, _ in _decode(path):
         yield torch.from_numpy(frame.to_ndarray(format="rgb24"))
 

@@ -37,6 +37,7 @@ from harness.json_files import save_json
 from harness.program import make_parser, run_program
 from inference.config import require_path
 from inference.files import replacing
+from metrics.bit_depth import deep_note
 from metrics.physics_iq.files import Benchmark, check_generated, refuse_videos, score_or_problem
 from metrics.physics_iq.official import SCORE_TYPES, aggregate_table, group_runs, official_metrics, official_table
 from metrics.physics_iq.report import details, markdown_table
@@ -134,6 +135,8 @@ def score(videos: Videos, processes: int | None) -> str:
         check_run_names(videos.folders)
     rates = {folder: check_generated(folder, views) for folder in videos.folders}
     benchmarks = {fps: Benchmark(videos.data, fps) for fps in rates.values()}
+    if note := deep_note(folder / view.generated_name for folder in rates for view in views):
+        logger.warning("warning: %s", note)
     videos.scores.mkdir(parents=True, exist_ok=True)
     runs: dict[str, dict[str, float]] = {}
     for folder, fps in rates.items():

@@ -31,3 +31,15 @@ def write_lossless(path: Path, frames: Tensor, fps: int = 24) -> Path:
             container.mux(stream.encode(frame.reformat(format="bgr0")))
         container.mux(stream.encode(None))
     return path
+
+
+def write_deep(path: Path, frames: Tensor, fps: int = 24) -> Path:
+    """The same pictures as a file of 10 bits per value (FFV1, yuv444p10)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=fps)
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv444p10le"
+        for picture in frames.numpy():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path

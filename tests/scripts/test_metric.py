@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tests.fake_checkout import fake_checkout
 from tests.loading import load_script
-from tests.metrics.clips import moving, noise, write_lossless
+from tests.metrics.clips import moving, noise, write_deep, write_lossless
 
 Measure = Callable[..., int]
 
@@ -105,6 +105,18 @@ def test_the_picture_shows_both_videos_and_their_difference(measure: Measure, tm
     with Image.open(tmp_path / "out" / "video.mkv.png") as picture:
         colours = {colour: count for count, colour in picture.convert("RGB").getcolors(2**20)}
     assert min(colours.get(colour, 0) for colour in ((200, 0, 0), (0, 0, 200), (200, 0, 200))) > 1000
+
+
+def test_of_more_than_8_bits_8_are_used_and_that_is_said_once(
+    measure: Measure, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    deep = [write_deep(tmp_path / name / "video.mkv", moving(2)) for name in ("original", "generated")]
+    assert measure(*deep) == 0
+    (line,) = [record.message for record in caplog.records if "bits per value" in record.message]
+    assert f"{deep[0]} and 1 more: 10 bits per value, of which 8 are used" in line
+    caplog.clear()
+    assert measure(*pair(tmp_path / "plain", moving(2), moving(2))) == 0
+    assert "bits per value" not in caplog.text
 
 
 @pytest.mark.slow
@@ -236,3 +248,24 @@ def test_the_shell_script_hands_its_arguments_on(tmp_path: Path) -> None:
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert result.stdout.splitlines() == [str(root / "scripts" / "metric.py"), *command[2:]]
     assert (root / "scripts" / "made").exists()
+
+
+def test_drift_of_one_video(
+    measure: Measure, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    darker = torch.stack([moving(14)[0] // (1 + second // 4) for second in range(14)])
+    video = write_lossless(tmp_path / "long.mkv", darker, fps=4)
+    assert measure("--drift", video) == 0
+    contents = json.loads((tmp_path / "out" / "long.mkv.drift.json").read_text(encoding="utf-8"))
+    assert contents["seconds"] == 3 and contents["frames_left_out"] == 2
+    assert contents["figures"]["brightness"]["slope"] < -0.1
+    assert "the last 2 frames are less than a second and left out" in caplog.text
+    assert "brightness" in capsys.readouterr().out
+    with Image.open(tmp_path / "out" / "long.mkv.drift.png") as picture:
+        assert picture.size[0] > 500
+
+
+def test_drift_refuses_what_is_no_video(measure: Measure, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert measure("--drift", tmp_path) == 1 and "is a folder" in caplog.text
+    assert measure("--drift", tmp_path / "none.mp4") == 1 and "does not exist" in caplog.text
+    assert not (tmp_path / "out").exists()
