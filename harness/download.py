@@ -123,7 +123,8 @@ def fetch(listing: Listing, target: Path, endpoint: str | None = None) -> None:
 
 
 def fetch_special_tokens(source: str, place: Path, width: int) -> None:
-    """Bring special_tokens.npz from the URL ``source``, unless it is there; ``width`` is the model's caption width.
+    """Bring special_tokens.npz from ``source``, a URL or a path, unless it is there; ``width`` is the model's caption
+    width.
 
     Raises OSError where it cannot be had, ValueError where it is something else.
     """
@@ -131,8 +132,11 @@ def fetch_special_tokens(source: str, place: Path, width: int) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
             with replacing(place) as part:
-                with urllib.request.urlopen(source, timeout=TIMEOUT) as response, part.open("wb") as file:
-                    shutil.copyfileobj(response, file)
+                if "://" in source:
+                    with urllib.request.urlopen(source, timeout=TIMEOUT) as response, part.open("wb") as file:
+                        shutil.copyfileobj(response, file)
+                else:
+                    shutil.copyfile(Path(source).expanduser(), part)
                 SpecialTokens.load(part, width)
         except OSError as error:
             raise OSError(

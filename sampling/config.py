@@ -79,12 +79,17 @@ _ADAPTER: TypeAdapter[Run] = TypeAdapter(Annotated[Run, Field(discriminator="ben
 
 
 def read_run(path: str | Path, overrides: dict[str, Any] | None = None) -> Run:
-    """The configuration file with ``overrides`` on top.
+    """The configuration file, or that of a folder with samples, with ``overrides`` on top.
 
     ``method_overrides`` are merged, everything else is replaced. Raises FileNotFoundError, and ValueError with every
     problem.
     """
     file = require_path(path, "sampling configuration")
+    if file.is_dir():
+        # The folder that sampling has named at its end.
+        file /= "sampling.yaml"
+        if not file.is_file():
+            raise FileNotFoundError(f"{path} is a folder without a sampling.yaml: no run has left its samples there")
     try:
         values = read_yaml(file)
     except (ValueError, IsADirectoryError) as error:

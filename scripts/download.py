@@ -53,7 +53,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--endpoint", metavar="URL", help="another hub, such as a mirror")
     parser.add_argument(
-        "--special_tokens", default=SPECIAL_TOKENS, metavar="URL", help="special_tokens.npz (default: %(default)s)"
+        "--special_tokens", default=SPECIAL_TOKENS, metavar="URL|FILE", help="special_tokens.npz (default: %(default)s)"
     )
     return parse(parser, argv)
 

@@ -12,7 +12,16 @@ from huggingface_hub.constants import DOWNLOAD_CHUNK_SIZE
 from safetensors.torch import save_file
 from torch import Tensor
 
-from harness.download import PATH_FIELDS, REPOSITORY, Listing, fetch, list_files, models, needed_paths
+from harness.download import (
+    PATH_FIELDS,
+    REPOSITORY,
+    Listing,
+    fetch,
+    fetch_special_tokens,
+    list_files,
+    models,
+    needed_paths,
+)
 from inference.config import load_config
 from inference.text.t5 import T5_FOLDER
 from inference.video.reading import probe_video
@@ -160,6 +169,15 @@ def test_what_cannot_be_had_is_said(
     assert script.main([*flags(hub, tmp_path)[:-1], (hub.root / "nothing.npz").as_uri()]) == 1
     assert "copy it from MAGI-1's code" in caplog.text
     assert not list(tmp_path.rglob("special_tokens.npz*"))
+
+
+def test_special_tokens_may_be_a_file_that_is_at_hand(hub: FakeHub, tmp_path: Path) -> None:
+    source, place = hub.root / "code" / "special_tokens.npz", tmp_path / "deep" / "special_tokens.npz"
+    fetch_special_tokens(str(source), place, CAPTION_WIDTH)
+    assert place.read_bytes() == source.read_bytes()
+    with pytest.raises(OSError, match=r"cannot be fetched from .*nowhere"):
+        fetch_special_tokens(str(tmp_path / "nowhere"), tmp_path / "other.npz", CAPTION_WIDTH)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep"]
 
 
 @pytest.mark.parametrize("model", models())

@@ -59,6 +59,7 @@ def test_configurations(path: Path, tmp_path: Path) -> None:
     saved = tmp_path / "sampling.yaml"
     saved.write_text(as_yaml(run), encoding="utf-8")
     again = read_run(saved)
+    assert read_run(saved.parent) == again  # the folder that sampling names
     assert again.model_dump(exclude={"data", "config_file", "method_config"}) == run.model_dump(
         exclude={"data", "config_file", "method_config"}
     )
