@@ -38,7 +38,6 @@ class CompressedKVCache(KVCache):
         # Per layer: indices (keep, G) into the compressible region, of the latest compression; read by tests and
         # reports.
         self.last_kept: list[Tensor] = []
-        self._schedule: Schedule | None = None
         self._merger: TokenMerger | None = None
         # Per layer: queries of the newest chunks, by the chunk that was newest.
         self._queries: dict[int, dict[int, Tensor]] = {}
@@ -125,7 +124,8 @@ class CompressedKVCache(KVCache):
         positions = self._clean_positions(tokens)
         reach = 0
         if self.config.drop_unreachable:
-            reach = self._first_reachable(step) * chunk
+            schedule = self._require_schedule()
+            reach = schedule.first_reached(schedule.step(step.number + 1)) * chunk
             kept = [int((place >= reach).sum(dim=1).max()) for place in positions if place is not None]
             # What no window reaches need not even fill the room that it might have. A dry run has no layers to ask.
             keep = min(keep, max(kept, default=(last_clean + 1) * chunk - reach)) or keep
@@ -140,15 +140,6 @@ class CompressedKVCache(KVCache):
             layer: {chunk: q for chunk, q in known.items() if chunk >= oldest} for layer, known in self._queries.items()
         }
 
-    def _first_reachable(self, step: Step) -> int:
-        """The earliest chunk that any key window of the steps after ``step`` reaches."""
-        reached = []
-        for later in self._require_schedule().steps[step.number + 1 :]:
-            reached += [entry.key_start for entry in later.window]
-            if later.clean is not None:
-                reached.append(later.clean_key_start)
-        return min(reached)
-
     def _capacity(self, schedule: Schedule) -> int:
         return min(self.config.total_cache_chunk_nums, schedule.chunk_num)
 
@@ -156,11 +147,6 @@ class CompressedKVCache(KVCache):
         """The buffer is full and not all chunks have entered."""
         last = self._require_schedule().chunk_num - 1
         return self.ledger.full and self.ledger.whole[-1] < last
-
-    def _require_schedule(self) -> Schedule:
-        if self._schedule is None:
-            raise RuntimeError("the cache was not reset for a video yet")
-        return self._schedule
 
     def _compact_layer(
         self, rows: Tensor, layer: int, tokens: int, keep: int, used: int, positions: Tensor | None, reach: int

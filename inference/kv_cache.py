@@ -1,6 +1,7 @@
 """Keys and values of the chunks of one video: memory per layer, written in place, read as one contiguous range.
 
-This is the plain cache: every chunk has its own place for good. ``flowcache`` derives one of bounded size from it.
+This is the plain cache: it holds every chunk that a key window can still reach, and no other. ``flowcache`` derives one
+of bounded size from it.
 What a chunk may attend to is asked in chunks (``key_start``, from the schedule) and answered in tokens (``visible``).
 Sources: docs/sampler.md, "KV cache" and "Which keys a chunk sees".
 """
@@ -39,14 +40,21 @@ class KVGeometry:
 
 
 class KVCache:
-    """Room for every chunk of the video; chunk ``c`` lies at token ``c * chunk_tokens``."""
+    """A window of chunks that moves along the video; chunk ``c`` lies at token ``(c - first) * chunk_tokens``.
+
+    ``first``: the chunk at the beginning of the memory. With the whole history in view it stays chunk 0, and there is
+    room for every chunk.
+    """
 
     def __init__(self, geometry: KVGeometry) -> None:
         self.geometry = geometry
         self.rows = (HostRows if geometry.offload else DeviceRows)(geometry.dtype, geometry.device)
+        self.first = 0
+        self._schedule: Schedule | None = None
 
     def reset(self, schedule: Schedule) -> None:
         """Make room for a new video and forget the last one."""
+        self._schedule, self.first = schedule, 0
         self._allocate(self._capacity(schedule))
 
     @property
@@ -72,13 +80,15 @@ class KVCache:
         return None
 
     def span(self, chunk: int) -> tuple[int, int]:
-        """Token range in which the keys of ``chunk`` are written."""
-        start = chunk * self.geometry.chunk_tokens
-        return start, start + self.geometry.chunk_tokens
+        """Token range in which the keys of ``chunk`` are written; KeyError where it has no place."""
+        start, size = (chunk - self.first) * self.geometry.chunk_tokens, self.geometry.chunk_tokens
+        if not 0 <= start < self.memory.shape[1]:
+            raise KeyError(f"chunk {chunk} has no place: the cache begins with chunk {self.first}")
+        return start, start + size
 
     def visible(self, chunk: int, key_start: int) -> tuple[int, int]:
         """Token range that ``chunk`` attends to: the chunks from ``key_start`` up to itself."""
-        return key_start * self.geometry.chunk_tokens, self.span(chunk)[1]
+        return self.span(key_start)[0], self.span(chunk)[1]
 
     def prepare(self, read: Iterable[Range], written: Iterable[Range]) -> None:
         """A forward begins that reads and writes these token ranges of every layer, the written ones first."""
@@ -106,12 +116,33 @@ class KVCache:
         return False
 
     def end_step(self, step: Step) -> None:
-        """The step is integrated; a bounded cache makes room here, and only here."""
-        return None
+        """The step is integrated; room is made here, and only here."""
+        schedule, newest = self._require_schedule(), step.window[-1].chunk
+        room = self.memory.shape[1] // self.geometry.chunk_tokens
+        if step.is_last or newest + 1 - self.first < room or newest + 1 == schedule.chunk_num:
+            return
+        following = schedule.step(step.number + 1)
+        if following.window[-1].chunk > newest:
+            self._move_to(schedule.first_reached(following), newest)
+
+    def _move_to(self, first: int, newest: int) -> None:
+        """Forget the chunks before ``first`` and move the others, up to ``newest``, to the front."""
+        size, by = self.geometry.chunk_tokens, first - self.first
+        for layer in range(self.geometry.layers):
+            with self.rows.edit(layer, self.span(newest)[1]) as rows:
+                # A chunk at a time: no range overlaps its target, so no second copy is needed.
+                for place in range(newest + 1 - first):
+                    rows[place * size : (place + 1) * size] = rows[(place + by) * size : (place + by + 1) * size]
+        self.first = first
 
     def _capacity(self, schedule: Schedule) -> int:
         """Chunks that there is room for."""
-        return schedule.chunk_num
+        return schedule.chunks_reached
+
+    def _require_schedule(self) -> Schedule:
+        if self._schedule is None:
+            raise RuntimeError("the cache was not reset for a video yet")
+        return self._schedule
 
     def _allocate(self, chunks: int) -> None:
         g = self.geometry

@@ -9,6 +9,7 @@ Terms: a *stage* is the ``num_steps // window_size`` steps between two moves of 
 number of steps that it has already done (0 to ``num_steps - 1``).
 """
 
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -146,7 +147,14 @@ class Schedule:
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
-        return tuple(self._step(stage, k) for stage in range(self.stages) for k in range(self.steps_per_stage))
+        """All steps at once; a video of hours has too many for that, see ``step``."""
+        return tuple(self.step(number) for number in range(self.total_steps))
+
+    def step(self, number: int) -> Step:
+        """The step of that number; IndexError where the video has none."""
+        if not 0 <= number < self.total_steps:
+            raise IndexError(f"step {number} of {self.total_steps}")
+        return self._step(*divmod(number, self.steps_per_stage))
 
     def step_scalar(self, k: int) -> float:
         """The step-size scalar that a distilled model is told at step ``k`` of a stage (k = 0 for the prefix
@@ -177,6 +185,40 @@ class Schedule:
             return 0
         window = self.noise2clean_kvrange[index // (self.num_steps // len(self.noise2clean_kvrange))]
         return max(0, chunk + 1 - window)
+
+    def first_reached(self, step: Step) -> int:
+        """The earliest chunk that any key window of ``step`` and the steps after it reaches."""
+        newest = step.window[-1].chunk
+        reached = [max(0, entry.chunk + 1 - self._widest_from[entry.index]) for entry in step.window]
+        if newest + 1 < self.chunk_num:
+            # Those that enter after it reach no further back.
+            reached.append(max(0, newest + 2 - self._widest_from[0]))
+        if step.clean is not None:
+            reached.append(step.clean_key_start)
+        elif step.window[0].chunk < self.chunk_num - 1:
+            reached.append(self.clean_key_start(step.window[0].chunk))
+        return min(reached)
+
+    @cached_property
+    def chunks_reached(self) -> int:
+        """The most chunks from the earliest that can still be seen to the newest, at any step; the given ones and the
+        first that is made at least, as those are encoded together before it enters.
+        """
+        if not self.noise2clean_kvrange:
+            return self.chunk_num
+        # The window is full, and no reach ends at the beginning of the video any more, after so many stages.
+        stages = min(self.stages, self.window_size + max(self._widest_from[0], self.window_size) + 1)
+        steps = (self._step(stage, k) for stage in range(stages) for k in range(self.steps_per_stage))
+        return max(self.offset + 1, *(step.window[-1].chunk + 1 - self.first_reached(step) for step in steps))
+
+    @cached_property
+    def _widest_from(self) -> tuple[int, ...]:
+        """By a chunk's index: the widest key window, in chunks, of that step and its later ones."""
+        if not self.noise2clean_kvrange:
+            return (self.chunk_num,) * self.num_steps  # all there are
+        share = self.num_steps // len(self.noise2clean_kvrange)
+        windows = [self.noise2clean_kvrange[index // share] for index in range(self.num_steps)]
+        return tuple(itertools.accumulate(reversed(windows), max))[::-1]
 
     def _step(self, stage: int, k: int) -> Step:
         newest = self.offset + stage

@@ -60,7 +60,10 @@ def test_estimates_follow_size_length_and_ranks() -> None:
     shared = estimated(published("4.5B_distill"), ranks=8)
     # One chunk at 720x720: 12150 tokens x 34 layers x 8 groups x 256 x 2 bytes.
     assert one.kv_cache == 4 * 12150 * 34 * 8 * 256 * 2
-    assert large.kv_cache == 2 * one.kv_cache == long.kv_cache == 16 * shared.kv_cache
+    assert large.kv_cache == 2 * one.kv_cache == 16 * shared.kv_cache
+    # Eight chunks, of which the key window reaches five; all of them where the whole history is in view.
+    assert long.kv_cache * 4 == 5 * one.kv_cache
+    assert estimated(published("4.5B_distill", num_frames=192, noise2clean_kvrange=[])).kv_cache == 2 * one.kv_cache
     assert one.kv_layer * 34 == one.kv_cache
     assert large.activations.bytes == pytest.approx(2 * one.activations.bytes, rel=0.05)
     assert shared.activations.bytes < one.activations.bytes / 6

@@ -67,6 +67,9 @@ CASES = {
     "t2v_window_even": Case(changes={"num_frames": 96, "noise2clean_kvrange": WINDOW}),
     "i2v": Case(prefix=1, changes={"num_frames": 68} | UNEVEN),
     "v2v_window": Case(prefix=14, changes={"num_frames": 64, "noise2clean_kvrange": WINDOW} | UNEVEN),
+    "window_moves_offloaded": Case(
+        flowcache=REUSE, changes={"num_frames": 192, "noise2clean_kvrange": WINDOW, "kv_offload": True} | UNEVEN
+    ),
     "three_pass": Case(three_pass=True, changes={"num_frames": 72} | UNEVEN),
     "three_pass_v2v": Case(three_pass=True, prefix=8, changes={"num_frames": 64, "noise2clean_kvrange": WINDOW}),
     "reuse": Case(flowcache=REUSE, changes={"num_frames": 96} | UNEVEN),
