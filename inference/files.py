@@ -1,15 +1,16 @@
-"""Files that appear under their name when they are complete, the hidden ones that they are until then, and how JSON and
-YAML are read.
+"""Files that appear under their name when they are complete, the hidden ones that they are until then, locks, and how
+JSON and YAML are read.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -28,6 +29,27 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def open_locked(path: Path, refusal: str) -> IO[bytes]:
+    """``path``, made where it is missing, for reading and writing without a buffer; ours alone until it is closed.
+
+    Raises BlockingIOError, which says ``refusal``, where another process holds it.
+    """
+    while True:
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b", buffering=0)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise BlockingIOError(error.errno, refusal) from None
+        except OSError:
+            return file  # a file system without locks
+        # Whoever had the lock may have given the file another name between our opening and our locking it.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+                return file
+        file.close()
 
 
 def longest_name(folder: Path) -> int:

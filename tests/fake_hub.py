@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from urllib.parse import unquote
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -18,7 +18,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class FakeHub:
     """``root`` holds the repository's files. ``fetched``: path and first byte of every file that was sent.
 
-    A path in ``cut`` is sent but for its last bytes, once: then the connection breaks.
+    A path in ``cut`` is sent but for its last bytes, once: then the connection breaks. Of one in ``silent`` half is
+    sent, and then nothing. Of one in ``whole`` everything is sent, whatever is asked for. ``answers``: what is answered
+    in place of a path, one after the other.
     """
 
     repository: str
@@ -26,16 +28,27 @@ class FakeHub:
     url: str = ""
     fetched: list[tuple[str, int]] = field(default_factory=list)
     cut: set[str] = field(default_factory=set)
+    silent: set[str] = field(default_factory=set)
+    whole: set[str] = field(default_factory=set)
+    answers: dict[str, list[int]] = field(default_factory=dict)
+    closed: Event = field(default_factory=Event)
 
     def tree(self, folder: str) -> list[dict[str, object]] | None:
         """Entries below ``folder`` as the hub lists them; None where there is no such folder."""
         if not (self.root / folder).is_dir():
             return None
         files = [path for path in sorted((self.root / folder).rglob("*")) if path.is_file()]
-        return [
-            {"type": "file", "path": str(path.relative_to(self.root)), "size": path.stat().st_size, "oid": digest(path)}
-            for path in files
-        ]
+        return [self.entry(path) for path in files]
+
+    def entry(self, path: Path) -> dict[str, object]:
+        """A file as the hub lists it; weights are stored large (LFS), everything else in git itself."""
+        body = path.read_bytes()
+        size, name = len(body), str(path.relative_to(self.root))
+        found = {"type": "file", "path": name, "size": size}
+        if path.suffix == ".safetensors":
+            large = {"oid": hashlib.sha256(body).hexdigest(), "size": size, "pointerSize": 130}
+            return found | {"oid": digest(path), "lfs": large}
+        return found | {"oid": hashlib.sha1(f"blob {size}\0".encode() + body).hexdigest()}
 
 
 def digest(path: Path) -> str:
@@ -67,6 +80,7 @@ def fake_hub(repository: str, root: Path) -> Iterator[FakeHub]:
     try:
         yield hub
     finally:
+        hub.closed.set()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -104,8 +118,13 @@ def send_missing(request: BaseHTTPRequestHandler, code: str) -> None:
 
 def send_file(request: BaseHTTPRequestHandler, hub: FakeHub, name: str) -> None:
     """The file from the first byte that is asked for; all of it after a request without a range."""
+    if hub.answers.get(name):
+        request.send_response(hub.answers[name].pop(0))
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+        return
     body = (hub.root / name).read_bytes()
-    asked = re.match(r"bytes=(\d+)-", request.headers.get("Range", ""))
+    asked = re.match(r"bytes=(\d+)-", request.headers.get("Range", "")) if name not in hub.whole else None
     first = int(asked.group(1)) if asked else 0
     request.send_response(206 if asked else 200)
     request.send_header("ETag", f'"{digest(hub.root / name)}"')
@@ -118,6 +137,10 @@ def send_file(request: BaseHTTPRequestHandler, hub: FakeHub, name: str) -> None:
     if name in hub.cut:
         hub.cut.remove(name)
         request.wfile.write(body[first:-10])
+        request.close_connection = True
+    elif name in hub.silent:
+        request.wfile.write(body[first : len(body) // 2])
+        hub.closed.wait()
         request.close_connection = True
     else:
         request.wfile.write(body[first:])

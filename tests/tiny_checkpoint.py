@@ -84,6 +84,6 @@ def write_tokenizer_json(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def write_special_tokens(path: Path, width: int) -> None:
-    values = np.random.default_rng(3).standard_normal((102, width))
+def write_special_tokens(path: Path, width: int, seed: int = 3) -> None:
+    values = np.random.default_rng(seed).standard_normal((102, width))
     np.savez(path, caption_token=values[:1], logo_token=values[1:2], other_tokens=values[2:])

@@ -4,13 +4,11 @@ It holds whole fragments only, each of them on the disk before the next one is m
 leaves a video of the chunks that were finished. The next run onto the same name finds it.
 """
 
-import fcntl
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
-from inference.files import hidden_beside
+from inference.files import hidden_beside, open_locked
 from inference.video.fragments import to_plain, whole_fragments
 
 
@@ -22,7 +20,9 @@ class UnfinishedVideo:
 
     def __init__(self, path: Path) -> None:
         self.path = hidden_beside(path, "part.mp4")
-        self._file = _locked(self.path, path)
+        self._file = open_locked(
+            self.path, f"another run is writing {path} at this moment; wait for it, or name another output"
+        )
 
     def rescue(self, destination: Path) -> int:
         """Keep what a dead process left as ``destination``, and begin anew; gives the number of frames kept.
@@ -76,22 +76,3 @@ def make_plain(source: Path, destination: Path) -> int:
     finally:
         whole.unlink(missing_ok=True)
     return frames
-
-
-def _locked(hidden: Path, path: Path) -> IO[bytes]:
-    while True:
-        file = os.fdopen(os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b", buffering=0)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.close()
-            raise BlockingIOError(
-                error.errno, f"another run is writing {path} at this moment; wait for it, or name another output"
-            ) from None
-        except OSError:
-            return file  # a file system without locks
-        # Whoever had the lock may have given the file its name between our opening and our locking it.
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.stat(hidden), os.fstat(file.fileno())):
-                return file
-        file.close()

@@ -8,20 +8,10 @@ from types import ModuleType
 
 import pytest
 import torch
-from huggingface_hub.constants import DOWNLOAD_CHUNK_SIZE
 from safetensors.torch import save_file
 from torch import Tensor
 
-from harness.download import (
-    PATH_FIELDS,
-    REPOSITORY,
-    Listing,
-    fetch,
-    fetch_special_tokens,
-    list_files,
-    models,
-    needed_paths,
-)
+from harness.download import PATH_FIELDS, REPOSITORY, Listing, fetch, list_files, models, needed_paths
 from inference.config import load_config
 from inference.text.t5 import T5_FOLDER
 from inference.video.reading import probe_video
@@ -41,6 +31,7 @@ SMALL = {
 }
 # The published sizes of the tensor list, and what they become with SMALL.
 REDUCED = {3072: 64, 12288: 128, 1024: 32, 2048: 64, 6144: 128, 768: 16, 128: 8, 4096: 32, 800: 64}
+LARGE = 2**20 + 2**16
 KINDS = ("first_and_last_layer", "other_layers")
 
 
@@ -88,7 +79,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     other = root / "ckpt" / "magi" / "24B_base"
     other.mkdir(parents=True)
     (other / "small.json").write_bytes(b"x" * 1000)
-    (other / "large.safetensors").write_bytes(bytes(DOWNLOAD_CHUNK_SIZE + 2**16))
+    (other / "large.safetensors").write_bytes(bytes(LARGE))
     write_t5(root / "ckpt" / "t5" / T5_FOLDER, SMALL["caption_channels"])
     write_vae(root / "ckpt" / "vae")
     (root / "code").mkdir()
@@ -144,7 +135,7 @@ def test_a_broken_download_goes_on(hub: FakeHub, tmp_path: Path) -> None:
     small, large = sorted(listing.files, key=lambda file: file.size)
     hub.cut.add(large.path)
     fetch(listing, tmp_path, hub.url)
-    assert sorted(hub.fetched) == sorted([(small.path, 0), (large.path, 0), (large.path, DOWNLOAD_CHUNK_SIZE)])
+    assert sorted(hub.fetched) == sorted([(small.path, 0), (large.path, 0), (large.path, LARGE - 10)])
     assert all((tmp_path / file.path).read_bytes() == (hub.root / file.path).read_bytes() for file in listing.files)
     fetch(listing, tmp_path, hub.url)
     assert len(hub.fetched) == 3, "what is there was fetched again"
@@ -162,7 +153,7 @@ def test_what_cannot_be_had_is_said(
         list_files(["ckpt/nothing"], endpoint=hub.url)
     listing = list_files(["ckpt/vae"], endpoint=hub.url)
     huge = Listing(listing.commit, (type(listing.files[0])("ckpt/vae/huge", 10**18),))
-    with pytest.raises(OSError, match=r"1000000000\.0 GB are to be fetched, but .* GB free"):
+    with pytest.raises(OSError, match=r"1,000,000,000\.0 GB are still to be fetched, but .* GB too few"):
         fetch(huge, tmp_path, hub.url)
     assert script.main(["4.5B_base", *flags(hub, tmp_path)[1:]]) == 1
     assert "has no folder ckpt/magi/4.5B_base" in caplog.text
@@ -171,13 +162,48 @@ def test_what_cannot_be_had_is_said(
     assert not list(tmp_path.rglob("special_tokens.npz*"))
 
 
-def test_special_tokens_may_be_a_file_that_is_at_hand(hub: FakeHub, tmp_path: Path) -> None:
-    source, place = hub.root / "code" / "special_tokens.npz", tmp_path / "deep" / "special_tokens.npz"
-    fetch_special_tokens(str(source), place, CAPTION_WIDTH)
-    assert place.read_bytes() == source.read_bytes()
-    with pytest.raises(OSError, match=r"cannot be fetched from .*nowhere"):
-        fetch_special_tokens(str(tmp_path / "nowhere"), tmp_path / "other.npz", CAPTION_WIDTH)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep"]
+def test_without_a_hub_a_dry_run_says_what_and_how_much(
+    script: ModuleType, hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun = tmp_path / "MAGI-1" / "ckpt" / "t5" / "model.safetensors.0123.incomplete"
+    begun.parent.mkdir(parents=True)
+    begun.write_bytes(bytes(4000))
+    nowhere = [*flags(hub, tmp_path)[:3], "--endpoint", "http://127.0.0.1:9"]
+    assert script.main(["24B_base", *nowhere, "--dry_run"]) == 0
+    said = capsys.readouterr().out
+    assert f"ckpt/magi/{MODEL}" in said and "ckpt/magi/24B_base" in said
+    assert "19.05 GB  ckpt/t5  (4.00 kB there)" in said and said.count("ckpt/t5") == 1
+    assert "GB in all, by the presets; the hub cannot be asked" in said
+    assert script.main(nowhere) == 1
+    assert "the hub cannot be asked" in caplog.text and not hub.fetched
+
+
+def test_special_tokens_from_a_file(
+    script: ModuleType, hub: FakeHub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given, place = hub.root / "code" / "special_tokens.npz", tmp_path / "MAGI-1" / "special_tokens.npz"
+    before = [*flags(hub, tmp_path)[:-1]]
+    assert script.main([*before, str(hub.root / "ckpt")]) == 1
+    assert script.main([*before, str(hub.root / "nothing.npz")]) == 1
+    assert "nothing.npz" in caplog.text and not hub.fetched, "weights were fetched before"
+    assert script.main([*before, str(given)]) == 0
+    assert place.read_bytes() == given.read_bytes()
+    assert script.main([*before, str(place)]) == 0
+    assert place.read_bytes() == given.read_bytes()
+    write_special_tokens(tmp_path / "other.npz", CAPTION_WIDTH, seed=9)
+    assert script.main([*before, str(tmp_path / "other.npz")]) == 1
+    assert "is there already and differs from --special_tokens" in caplog.text
+    assert place.read_bytes() == given.read_bytes()
+
+
+def test_what_another_client_left_unfinished_is_counted(
+    script: ModuleType, hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    left = tmp_path / "MAGI-1" / ".cache" / "huggingface" / "download" / "x.incomplete"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(bytes(12_345))
+    assert script.main([*flags(hub, tmp_path), "--dry_run"]) == 0
+    assert "1 unfinished files of the hub's own client, 12.35 kB" in capsys.readouterr().out and left.exists()
 
 
 @pytest.mark.parametrize("model", models())
