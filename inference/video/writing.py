@@ -12,6 +12,7 @@ import av
 from torch import Tensor, uint8
 
 from inference.files import hidden_beside, longest_name
+from inference.model.finite import NotFiniteError
 from inference.video.fragments import FragmentEncoder, VideoForm
 from inference.video.unfinished import UnfinishedVideo, make_plain
 
@@ -86,7 +87,8 @@ class VideoWriter:
     that name stays. Every appended batch is a fragment of the hidden file, which is on the disk when ``append``
     returns: a process that is killed leaves a video of what it had finished, and the next writer of the name keeps it
     as ``NAME.partial.mp4``. If the body ends with an exception, Ctrl-C included, what was appended so far becomes the
-    file and ``stopped`` is true; it never takes the place of an older file, but is then called ``NAME.partial.mp4``.
+    file and ``stopped`` is true; it never takes the place of an older file, but is then called ``NAME.partial.mp4``, as
+    it always is where numbers were no numbers any more (``NotFiniteError``).
     Without a single frame nothing appears. ``saved_as`` is the path that was written, or None. Equal batches give
     equal files.
 
@@ -145,7 +147,7 @@ class VideoWriter:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         thread, self._thread = self._thread, None
-        finished = thread.submit(self._finish, exc_type is not None)
+        finished = thread.submit(self._finish, exc_type)
         interrupted = _wait_for(finished)
         thread.shutdown()
         finished.result()
@@ -155,7 +157,11 @@ class VideoWriter:
         if exc_type is not None and not self.frames_written:
             logger.warning("stopped before the first frame: nothing was written to %s", self.path)
         elif self.stopped:
-            kept = "" if self.saved_as == self.path else f"; the older {self.path.name} is unchanged"
+            kept = (
+                f"; the older {self.path.name} is unchanged"
+                if self.path != self.saved_as and self.path.exists()
+                else ""
+            )
             logger.warning(
                 "stopped early: %s has the %d frames made so far%s", self.saved_as, self.frames_written, kept
             )
@@ -171,12 +177,14 @@ class VideoWriter:
         except (OSError, av.error.FFmpegError) as error:
             raise self._failure(error) from error
 
-    def _finish(self, stopped: bool) -> None:
+    def _finish(self, ended_by: type[BaseException] | None) -> None:
         """Give the file its name."""
         unfinished, self._unfinished = self._unfinished, None
+        stopped, broken = ended_by is not None, ended_by is not None and issubclass(ended_by, NotFiniteError)
         try:
             if self.frames_written:
-                destination = partial_path(self.path) if stopped and self.path.exists() else self.path
+                partial = broken or (stopped and self.path.exists())
+                destination = partial_path(self.path) if partial else self.path
                 self._plain_failed = self._name(unfinished, _target(destination))
                 self.stopped, self.saved_as = stopped, destination
         except OSError as error:

@@ -23,7 +23,9 @@ def result(script: Any, seconds: list[float], flop: float) -> dict[str, Any]:
     [
         ([4.0, 4.2, 3.9], 50.0, "speed-up by denoise: 2.00", False),
         ([4.0], 50.0, "ratio of one pair, which is no speed-up, by denoise: 2.00", False),
-        ([2.0, 2.1], 50.0, "speed-up by denoise", True),  # twice the work that was saved
+        ([2.0, 2.1], 50.0, "ratio, which is no speed-up, by denoise: 3.9", True),  # twice the work that was saved
+        ([8.1, 8.4], 50.0, "ratio, which is no speed-up, by denoise: 0.9", True),
+        ([8.1, 8.4], 99.0, "speed-up by denoise: 0.9", False),  # nothing was saved
         ([6.0, 6.1], 50.0, "speed-up by denoise", False),  # less than was saved: that is usual
     ],
 )

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from inference.files import hidden_beside
+from inference.model.finite import NotFiniteError
 from inference.video.fragments import FragmentEncoder, VideoForm
 from inference.video.reading import probe_video, read_video
 from inference.video.unfinished import UnfinishedVideo
@@ -122,6 +123,15 @@ def test_an_unfinished_video_never_replaces_an_older_one(tmp_path, caplog):
     assert "the older video.mp4 is unchanged" in caplog.text
     writer = write(tmp_path / "video.mp4", frames_of(3))
     assert writer.saved_as == tmp_path / "video.mp4" and probe_video(tmp_path / "video.mp4").frames == 3
+
+
+def test_what_was_finished_before_numbers_went_wrong_is_a_partial_video(tmp_path, caplog):
+    writer = VideoWriter(tmp_path / "video.mp4", 24, 32, 48)
+    with pytest.raises(NotFiniteError), writer:
+        writer.append(frames_of(5))
+        raise NotFiniteError("decoding: frames of chunk 1")
+    assert os.listdir(tmp_path) == ["video.partial.mp4"] and probe_video(writer.saved_as).frames == 5
+    assert writer.stopped and "unchanged" not in caplog.text
 
 
 @pytest.mark.slow
