@@ -1,12 +1,14 @@
 """FlowCache's parameters, by the names their users know, checked before a run (docs/flowcache.md, "Parameters")."""
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from inference.schedule import Schedule
 from inference.settings import ReuseSettings, Settings
+
+if TYPE_CHECKING:
+    from inference.schedule import Schedule
 
 CompressStrategy = Literal["token", "frame", "chunk"]
 KeepRule = Literal["importance", "recent", "sinks", "random", "spread"]
@@ -57,7 +59,7 @@ class CompressionConfig(Settings):
         "float32", description="arithmetic of the scores: float32, or the model's compute dtype as published"
     )
 
-    def problems(self, schedule: Schedule) -> Iterator[str]:
+    def problems(self, schedule: "Schedule") -> Iterator[str]:
         """What stands against running these settings on ``schedule``, one sentence each with its numbers."""
         if not self.compress_kv_cache:
             return

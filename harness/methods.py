@@ -1,5 +1,5 @@
 """From a method file and the user's flags to who decides, who advances, and the cache of a run: where model and
-caching are put together.
+caching are put together. Parameters are read and checked without torch, which takes seconds to import.
 """
 
 import argparse
@@ -8,25 +8,22 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from flowcache.config import CompressionConfig, FlowCacheConfig
-from flowcache.decider import ChunkwiseDecider
-from flowcache.kv_cache import CompressedKVCache
-from inference.advance import MemoryAdvancer
 from inference.config import MagiConfig, resolve_path
 from inference.files import read_yaml
-from inference.kv_cache import KVCache, KVGeometry
 from inference.record import RunRecord
-from inference.reuse import Decider, Reuse
-from inference.schedule import Schedule
 from multistep.config import MultistepConfig
-from multistep.decider import PatternDecider
 from teacache.config import TeaCacheConfig
-from teacache.decider import WindowDecider
+
+if TYPE_CHECKING:
+    from inference.kv_cache import KVCache, KVGeometry
+    from inference.reuse import Reuse
+    from inference.schedule import Schedule
 
 
 class TeaCacheSettings(CompressionConfig, TeaCacheConfig):
@@ -36,7 +33,7 @@ class TeaCacheSettings(CompressionConfig, TeaCacheConfig):
 class MultistepSettings(CompressionConfig, MultistepConfig):
     """Parameters of multi-step reuse with those of the compressed cache."""
 
-    def problems(self, schedule: Schedule) -> Iterator[str]:
+    def problems(self, schedule: "Schedule") -> Iterator[str]:
         yield from MultistepConfig.problems(self, schedule)
         yield from CompressionConfig.problems(self, schedule)
 
@@ -73,7 +70,9 @@ class Method:
     window: tuple[int, ...] | None = None
     chosen: Mapping[str, Any] | None = None
 
-    def make_reuse(self) -> Reuse:
+    def make_reuse(self) -> "Reuse":
+        from inference.reuse import Reuse
+
         return Reuse() if self.settings is None else make_reuse(self.settings)
 
     @property
@@ -81,7 +80,10 @@ class Method:
         """Tensors of a chunk's latents that are kept of each chunk in the window: velocities, and what was gained."""
         return 0 if self.settings is None else 3 if self.settings.correct else 2
 
-    def make_cache(self, geometry: KVGeometry) -> KVCache:
+    def make_cache(self, geometry: "KVGeometry") -> "KVCache":
+        from flowcache.kv_cache import CompressedKVCache
+        from inference.kv_cache import KVCache
+
         if self.settings is None or not self.settings.compress_kv_cache:
             return KVCache(geometry)
         return CompressedKVCache(geometry, self.settings)
@@ -89,16 +91,19 @@ class Method:
     def apply_window(self, config: MagiConfig) -> MagiConfig:
         return config if self.window is None else config.with_overrides(noise2clean_kvrange=list(self.window))
 
-    def check(self, schedule: Schedule) -> None:
+    def check(self, schedule: "Schedule") -> None:
         """ValueError where the settings do not fit the schedule, before anything is loaded."""
         problems = [] if self.settings is None else list(self.settings.problems(schedule))
         if problems:
             raise ValueError(f"{self.source}: " + "; ".join(problems))
 
-    def why_nothing_was_reused(self, reuse: Reuse, record: RunRecord) -> str | None:
+    def why_nothing_was_reused(self, reuse: "Reuse", record: RunRecord) -> str | None:
         """One line on a run with this method that advanced no chunk from memory, and what would; None for any other."""
         if self.settings is None or record.reused or not record.computed:
             return None
+        from flowcache.decider import ChunkwiseDecider
+        from teacache.decider import WindowDecider
+
         decider, steps = reuse.decider, record.num_steps
         name = self.name if self.source == COMMAND_LINE else Path(self.source).stem
         if not isinstance(decider, ChunkwiseDecider | WindowDecider):
@@ -121,10 +126,16 @@ class Method:
         return {"method": self.name, "source": self.source, **chosen, **settings}
 
 
-def make_reuse(settings: FlowCacheConfig | TeaCacheConfig | MultistepConfig) -> Reuse:
+def make_reuse(settings: FlowCacheConfig | TeaCacheConfig | MultistepConfig) -> "Reuse":
     """The method's decider, the advancer that the settings ask for, and the passes that they keep."""
+    from flowcache.decider import ChunkwiseDecider
+    from inference.advance import MemoryAdvancer
+    from inference.reuse import Reuse
+    from multistep.decider import PatternDecider
+    from teacache.decider import WindowDecider
+
     if isinstance(settings, MultistepConfig):
-        decider: Decider = PatternDecider(settings)
+        decider: Any = PatternDecider(settings)
     elif isinstance(settings, FlowCacheConfig):
         decider = ChunkwiseDecider(settings)
     else:

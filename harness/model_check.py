@@ -244,8 +244,7 @@ def _check_vae(config: MagiConfig) -> str:
         raise FileNotFoundError(f"{folder} has no config.json")
     with torch.device("meta"):
         vae = ViTVAE(ddconfig=dict(vars(vae_config(config))))
-    for half in (vae.encoder, vae.decoder):
-        half.to(vae_dtype(config, torch.device("cpu")))
+    vae.to(vae_dtype(config, torch.device("cpu")))
     check_weights(vae, folder, name="VAE", base_name=WEIGHTS_NAME)
     return f"{len(vae.state_dict())} tensors in {folder}"
 

@@ -18,6 +18,11 @@ def refuse_inputs(outputs: Iterable[Path], inputs: Mapping[str, str | Path | Non
                 raise ValueError(f"{output} would be written, but it is the input of --{flag}; name another output")
 
 
+def report_paths(video: Path) -> tuple[Path, Path]:
+    """Where the sidecar and the picture of ``video`` stand."""
+    return video.with_suffix(".json"), video.with_suffix(".reuse.png")
+
+
 def refuse_foreign_report(sidecar: Path, picture: Path) -> None:
     """ValueError where what stands in the place of a run's sidecar or picture was not left by a run."""
     if sidecar.is_file() and not is_sidecar(sidecar):

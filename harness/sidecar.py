@@ -9,12 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
 
 from harness.json_files import commit, write_json
 from harness.methods import Method
-from harness.outputs import PICTURE_MARK
+from harness.outputs import PICTURE_MARK, report_paths
 from inference.files import replacing
 from inference.noise import sample_seed
 from inference.pipeline import MagiPipeline, RunReport, Sample
@@ -22,9 +21,7 @@ from inference.record import RunRecord
 from inference.video.writing import VideoWriter
 from metrics.flops import TransformerSize, run_flops
 
-PACKAGES = ("torch", "transformers", "diffusers", "safetensors", "av", "numpy")
-
-matplotlib.use("Agg")
+PACKAGES = ("torch", "transformers", "safetensors", "av", "numpy")
 
 
 def leave_report(video: Path, contents: dict[str, Any], record: RunRecord) -> None:
@@ -37,11 +34,6 @@ def leave_report(video: Path, contents: dict[str, Any], record: RunRecord) -> No
         except OSError as error:
             reason = error.strerror or error
             raise OSError(error.errno, f"{video} was written, but not its {kind} {path}: {reason}") from error
-
-
-def report_paths(video: Path) -> tuple[Path, Path]:
-    """Where the sidecar and the picture of ``video`` stand."""
-    return video.with_suffix(".json"), video.with_suffix(".reuse.png")
 
 
 def describe_run(
@@ -101,13 +93,15 @@ def describe_device(device: torch.device) -> dict[str, Any]:
 
 def draw_reuse_map(path: Path, record: RunRecord, title: str) -> None:
     """The reuse map as PNG: rows are chunks, columns steps; white not in the window, dark computed, light reused."""
-    from matplotlib import pyplot as plt
+    # With the first picture: a run should not wait for this before its first step.
     from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     rows = torch.tensor(record.reuse_map()).T if record.steps else torch.full((1, 1), -1)
     colours = ["#ffffff", "#1f4e79", "#f4b183"]
-    figure, axes = plt.subplots(figsize=(10, 0.8 + 0.32 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(10, 0.8 + 0.32 * len(rows)), layout="constrained")
+    axes = figure.subplots()
     axes.imshow(rows.numpy(), aspect="auto", interpolation="nearest", cmap=ListedColormap(colours), vmin=-1, vmax=1)
     compactions = [step.number for step in record.steps if step.compacted]
     axes.vlines([number + 0.5 for number in compactions], -0.5, len(rows) - 0.5, colors="#c00000", linewidth=1)
@@ -116,7 +110,4 @@ def draw_reuse_map(path: Path, record: RunRecord, title: str) -> None:
     if compactions:
         legend.append(Patch(color="#c00000", label="cache compressed"))
     axes.legend(handles=legend, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
-    try:
-        figure.savefig(path, dpi=110, format="png", metadata=PICTURE_MARK)
-    finally:
-        plt.close(figure)
+    figure.savefig(path, dpi=110, format="png", metadata=PICTURE_MARK)

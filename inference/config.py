@@ -8,13 +8,15 @@ published files need not name them. Everything a file gets wrong is reported at 
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from inference.config_errors import ConfigError, explain_all, multiples_around, unknown_field
 from inference.files import read_json
+
+if TYPE_CHECKING:
+    import torch
 
 REPOSITORY_ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,6 +34,8 @@ Floats = Annotated[tuple[float, ...], Field(strict=False)]
 Counts = Annotated[tuple[Count, ...], Field(strict=False)]
 # "auto" is decided from the device and the memory found on it (docs/memory.md, "Automatic choices").
 Switch = Literal["auto", True, False]
+# What may leave the device, by the fields of the engine that say whether it does.
+SWITCHES = ("offload_t5", "offload_vae", "kv_offload", "stream_weights")
 
 
 class _Section(BaseModel):
@@ -65,8 +69,10 @@ class ModelConfig(_Section):
     gated_linear_unit: bool
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> "torch.dtype":
         """The dtype the layers compute in."""
+        import torch  # seconds, which are not spent where a configuration is only read
+
         return {"torch.bfloat16": torch.bfloat16, "torch.float32": torch.float32}[self.params_dtype]
 
     @property

@@ -1,12 +1,14 @@
 """Parameters of multi-step reuse, checked before a run (docs/multistep.md, "Parameters")."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, field_validator
 
-from inference.schedule import Schedule
 from inference.settings import AdvanceSettings, PassSettings
+
+if TYPE_CHECKING:
+    from inference.schedule import Schedule
 
 Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
@@ -49,13 +51,13 @@ class MultistepConfig(PassSettings, AdvanceSettings):
             raise ValueError(f"a pattern is a list of different steps ascending from 0, not {list(value)}")
         return value
 
-    def computed_steps(self, schedule: Schedule) -> frozenset[int]:
+    def computed_steps(self, schedule: "Schedule") -> frozenset[int]:
         """The own steps (0 .. num_steps - 1) at which a chunk is computed."""
         if self.pattern is not None:
             return frozenset(self.pattern)
         return frozenset(spaced(schedule.num_steps, self.computed_share, self.spacing))
 
-    def problems(self, schedule: Schedule) -> Iterator[str]:
+    def problems(self, schedule: "Schedule") -> Iterator[str]:
         """What stands against running these settings on `schedule`, one sentence each with its numbers."""
         if self.pattern is None:
             return

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from inference.config import MagiConfig
 from inference.text.t5 import T5_FOLDER
-from inference.video.vae import ViTVAE
+from inference.video.vae import ViTVAE, save_vae
 from tests.tiny import tiny_config, tiny_dit
 
 VAE = {
@@ -61,7 +61,7 @@ def write_vae(folder: Path, ddconfig: dict[str, object] = VAE) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         vae = ViTVAE(ddconfig=ddconfig)
-    vae.save_pretrained(folder)
+    save_vae(vae, folder, ddconfig)
 
 
 def write_t5(folder: Path, width: int) -> None:

@@ -202,12 +202,11 @@ def runs(bench: Bench, found: Findings) -> None:
 def vae(bench: Bench, found: Findings) -> None:
     """Frames per second of decoding finished chunks, in bfloat16, tile by tile as the pipeline does."""
     from inference.video.codec import VaeCodec
-    from inference.video.vae import ViTVAE  # of all parts this alone needs diffusers
+    from inference.video.vae import ViTVAE
 
     with bench.device:
         model = ViTVAE(ddconfig=bench.sizes.vae).eval()
-    for half in (model.encoder, model.decoder):
-        half.to(torch.bfloat16)
+    model.to(torch.bfloat16)
     runtime = bench.config.runtime
     codec = VaeCodec(model, runtime.scale_factor, runtime.fps)
     found.update(parameters=sum(weight.numel() for weight in model.parameters()))

@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from harness.methods import Method, MultistepSettings, make_config
 from inference.config import MagiConfig
 from inference.files import read_json
-from inference.model.weights import weights_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +71,8 @@ class Calibration(BaseModel):
 
 def conditions_of(config: MagiConfig) -> dict[str, Any]:
     """CONDITIONS by name, and which weights; raises what reading their headers does."""
+    from inference.model.weights import weights_fingerprint  # with torch, which no other part of this file needs
+
     values = {**config.runtime.model_dump(mode="json"), **config.model.model_dump(mode="json")}
     return {name: values[name] for name in CONDITIONS} | {"weights": weights_fingerprint(config)}
 

@@ -3,7 +3,7 @@
 import argparse
 
 from harness.methods import parse_value
-from inference.memory.plan import SWITCHES
+from inference.config import SWITCHES
 
 
 def add_memory_flags(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from inference.config import MagiConfig
+from inference.config import SWITCHES, MagiConfig
 from inference.kv_cache import KVCache
 from inference.memory.dry_run import dry_run, largest_forward
 from inference.memory.estimate import MOST_REMEMBERED, MemoryEstimate, estimate
@@ -21,8 +21,6 @@ logger = logging.getLogger(__name__)
 # Of the free memory so much is left for what estimates do not know: workspaces of kernels, the allocator's waste.
 SPARE_SHARE = 0.05
 SPARE_BYTES = 2**28
-
-SWITCHES = ("offload_t5", "offload_vae", "kv_offload", "stream_weights")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from inference.model.dit import VideoDiT
 
 
@@ -16,5 +18,9 @@ def compile_layers(dit: VideoDiT, backend: str | Callable[..., Any] = "inductor"
         backend: what compiles, as ``torch.compile`` takes it.
     """
     for layer in dit.videodit_blocks.layers:
+        attention = layer.self_attention
+        # Which keys are read where is up to objects and numbers that change all the time. Said here and not beside the
+        # function: to say it imports the compiler, which takes longer than to import torch.
+        attention.attend = torch.compiler.disable(attention.attend)
         layer.compile(backend=backend, dynamic=None)
     return dit

@@ -7,7 +7,7 @@ and knows neither schedule nor caching.
 Shape letters: E entries, N tokens of a chunk, D hidden width, H heads, G key/value groups, d head width.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -120,6 +120,7 @@ class Attention(nn.Module):
         super().__init__()
         width, head, eps = config.hidden_size, config.kv_channels, config.layernorm_epsilon
         self.head = head
+        self.attend: Callable[..., Tensor] = _attend  # where layers are compiled, one that compilers leave alone
         self.linear_qkv = QkvProjection(config, dtype, fp8)
         xattn_width = int(width * config.xattn_cond_hidden_ratio)
         self.linear_kv_xattn = nn.Linear(xattn_width, 2 * config.num_query_groups * head, bias=False, dtype=dtype)
@@ -145,13 +146,11 @@ class Attention(nn.Module):
         kx, vx = rearrange(self.linear_kv_xattn(inputs.caption), "m (g two d) -> two m g d", two=2, d=self.head)
         qx, kx = self.q_layernorm_xattn(qx), self.k_layernorm_xattn(kx)
         del k, v
-        both = _attend(q, kv, qx, kx, vx, inputs)
+        both = self.attend(q, kv, qx, kx, vx, inputs)
         del q, kv, qx  # large, and of no use to the projection
         return self.linear_proj(both)
 
 
-# Never part of a compiled layer: which keys are read where is up to objects and numbers that change all the time.
-@torch.compiler.disable
 def _attend(q: Tensor, kv: Tensor, qx: Tensor, kx: Tensor, vx: Tensor, inputs: _Inputs) -> Tensor:
     """Self and cross attention side by side, (E, n, 2 * H * d), n the tokens of this rank.
 

@@ -3,9 +3,9 @@
 import logging
 import pickle
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-import transformers  # not its parts, which take seconds to import: those come with their first use
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -13,11 +13,15 @@ from inference.files import read_json
 from inference.text.cleaning import clean_caption
 from inference.text.reading import words
 
+if TYPE_CHECKING:
+    import transformers
+
 logger = logging.getLogger(__name__)
 
 # MAGI-1's configs name the folder above this one.
 T5_FOLDER = "t5-v1_1-xxl"
 PUBLISHED_MAX_LENGTH = 800
+DEFAULT_WIDTH = 512  # transformers' T5Config, where a file states none
 
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 # In the order in which transformers prefers them.
@@ -99,7 +103,7 @@ def load_t5(
     """
     if max_length < 1:
         raise ValueError(f"caption_max_length must be at least 1, got {max_length}")
-    folder, _ = check_t5(directory)
+    folder, _ = check_t5(directory)  # before transformers is imported, which takes seconds
     tokenizer = _load_tokenizer(folder)
     model = _load_model(folder, dtype)
     return T5TextEncoder(model.to(device), tokenizer, max_length)
@@ -139,16 +143,20 @@ def _check_config(folder: Path) -> int:
         raise FileNotFoundError(f"T5 folder {folder} has no config.json")
     try:
         settings = read_json(path)
-        model_type = settings["model_type"]
+        model_type, width = settings["model_type"], settings.get("d_model", DEFAULT_WIDTH)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a transformers configuration: {error}") from error
     if model_type != "t5":
         raise ValueError(f"{path} describes a model of type {model_type!r}; a T5 encoder (type 't5') is needed")
-    return transformers.T5Config.from_dict(settings).d_model
+    if type(width) is not int or width < 1:
+        raise ValueError(f"{path}: d_model {width!r} is no width of features")
+    return width
 
 
 def _load_tokenizer(folder: Path) -> "transformers.PreTrainedTokenizerBase":
     """After ``check_t5``: transformers makes up an empty vocabulary where files are missing."""
+    import transformers
+
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the Rust reader of tokenizer.json raises plain Exception
@@ -182,6 +190,9 @@ def _check_weight_files(folder: Path) -> None:
 
 def _load_model(folder: Path, dtype: torch.dtype) -> "transformers.T5EncoderModel":
     """transformers fills missing tensors with random numbers and only logs it; its loading report is checked here."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()  # programs have bars of their own
     try:
         model, report = transformers.T5EncoderModel.from_pretrained(
             folder,

@@ -7,13 +7,12 @@ for the decoder this equals the published autocast policy (float32 layer norms f
 because every layer norm is followed by a layer that rounds its input to bfloat16 anyway.
 """
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
 from torch import nn
 
@@ -121,10 +120,9 @@ class Decoder(TokenTransformer):
         return self.last_layer(pixels.contiguous(memory_format=torch.channels_last_3d))
 
 
-class ViTVAE(ModelMixin, ConfigMixin):
+class ViTVAE(nn.Module):
     """The autoencoder; ``ddconfig`` as in a published VAE's ``config.json`` (see ``VitConfig``)."""
 
-    @register_to_config
     def __init__(self, ddconfig: dict[str, Any], model_type: str = "vit") -> None:
         super().__init__()
         if model_type != "vit":
@@ -132,6 +130,14 @@ class ViTVAE(ModelMixin, ConfigMixin):
         self.vit_config = VitConfig.from_dict(ddconfig)
         self.encoder = Encoder(self.vit_config)
         self.decoder = Decoder(self.vit_config)
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.proj_in.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.decoder.proj_in.weight.dtype
 
     def encode(self, video: torch.Tensor) -> DiagonalGaussianPosterior:
         """Encode a video (N, 3, T, H, W) in [-1, 1] to a posterior over (N, z_chans, T//4, H//8, W//8).
@@ -180,10 +186,20 @@ def load_vae(directory: Path | str, device: torch.device | str = "cpu", dtype: t
     arguments = _read_config(directory / CONFIG_NAME)
     with torch.device("meta"):
         vae = ViTVAE(**arguments)
-    for half in (vae.encoder, vae.decoder):  # ModelMixin.to would log a warning about modules we do not have
-        half.to(dtype)
+    vae.to(dtype)
     load_weights(vae, directory, device=device, name="VAE", base_name=WEIGHTS_NAME)
     return vae.eval().requires_grad_(False)
+
+
+def save_vae(vae: ViTVAE, directory: Path, ddconfig: dict[str, Any], shard_size: str = "10GB") -> None:
+    """Write ``vae``, which ``ddconfig`` describes, as ``load_vae`` reads it; files larger than ``shard_size`` are split."""
+    from huggingface_hub import save_torch_state_dict  # who makes a video does not need it
+
+    directory.mkdir(parents=True, exist_ok=True)
+    pattern = WEIGHTS_NAME + "{suffix}.safetensors"
+    save_torch_state_dict(vae.state_dict(), directory, filename_pattern=pattern, max_shard_size=shard_size)
+    contents = {"_class_name": type(vae).__name__, "ddconfig": ddconfig, "model_type": "vit"}
+    (directory / CONFIG_NAME).write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
 
 
 def _read_config(path: Path) -> dict[str, Any]:

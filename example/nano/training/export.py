@@ -24,7 +24,7 @@ from example.nano.training.common import WORK, load_checkpoint
 from example.nano.training.latents import load_vae
 from example.nano.training.vae import DDCONFIG
 from inference.model.dit import VideoDiT
-from inference.video.vae import ViTVAE
+from inference.video.vae import ViTVAE, save_vae
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 
@@ -59,7 +59,7 @@ def export_models(checkpoint: Path, folder: Path, averaged: bool = True) -> floa
     save_file(stored_transformer(model), transformer / "model.safetensors", metadata={"format": "pt"})
     vae = ViTVAE(DDCONFIG)
     vae.load_state_dict(load_vae().state_dict())
-    vae.to(torch.bfloat16).save_pretrained(folder / "vae")
+    save_vae(vae.to(torch.bfloat16), folder / "vae", DDCONFIG)
     save_text_encoder(folder / "t5" / "t5-v1_1-xxl", model.t5)
     np.savez(folder / "special_tokens.npz", **special_tokens())
     print(f"checkpoint of step {state['step']}")

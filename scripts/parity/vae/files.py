@@ -60,9 +60,7 @@ class GoldenFile:
         vae = ViTVAE(ddconfig=ddconfig, model_type=model_type)
         weights = {name.removeprefix(prefix): self.tensor(name).float() for name in self.names(prefix)}
         vae.load_state_dict(weights, strict=True)
-        for half in (vae.encoder, vae.decoder):
-            half.to(self.device, dtype)
-        return vae.eval().requires_grad_(False)
+        return vae.to(self.device, dtype).eval().requires_grad_(False)
 
     def check_inventory(self) -> Iterator[CheckResult]:
         """The tensors are those the index lists, in shape and type."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from inference.model.weights import WeightsError
-from inference.video.vae import DiagonalGaussianPosterior, ViTVAE, load_vae
+from inference.video.vae import DiagonalGaussianPosterior, ViTVAE, load_vae, save_vae
 from inference.video.vit_blocks import VitConfig, attention_norm
 from tests.paths import GOLDEN
 
@@ -345,7 +345,7 @@ def test_without_class_token_only_the_native_size_works() -> None:
 @pytest.mark.parametrize("shard_size", ["1GB", "3KB"])
 def test_a_saved_folder_loads_again(tmp_path: Path, shard_size: str) -> None:
     vae = tiny_vae(ln_in_attn=True)
-    vae.save_pretrained(tmp_path, max_shard_size=shard_size)
+    save_vae(vae, tmp_path, {**TINY, "ln_in_attn": True}, shard_size)
     assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (shard_size == "3KB")
     loaded = load_vae(tmp_path)
     assert not loaded.training and not any(parameter.requires_grad for parameter in loaded.parameters())
@@ -355,7 +355,7 @@ def test_a_saved_folder_loads_again(tmp_path: Path, shard_size: str) -> None:
 
 
 def test_all_wrong_tensors_are_named_at_once(tmp_path: Path) -> None:
-    tiny_vae().save_pretrained(tmp_path)
+    save_vae(tiny_vae(), tmp_path, TINY)
     file = tmp_path / "diffusion_pytorch_model.safetensors"
     weights = load_file(file)
     del weights["encoder.cls_token"]
