@@ -17,9 +17,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from inference.files import hidden_beside
+from inference.video.names import partial_path
 from inference.video.reading import probe_video
 from inference.video.unfinished import UnfinishedVideo
-from inference.video.writing import partial_path
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT = "a big red circle moves up"

@@ -37,18 +37,17 @@ def run_program(
     *,
     level: int = logging.INFO,
     stopped: str = "stopped",
-    stops: tuple[type[BaseException], ...] = (KeyboardInterrupt,),
 ) -> int:
     """Parse ``argv`` (the process's own by default), do the work, and give the exit status.
 
     ``work`` gives its status, None meaning 0. What a user can do something about ends it with one line and status 1,
-    what ``stops`` it with the line ``stopped`` and status 130. An argument ``quiet`` leaves warnings and errors only.
+    Ctrl-C with the line ``stopped`` and status 130. An argument ``quiet`` leaves warnings and errors only.
     """
     args = parse(list(sys.argv[1:] if argv is None else argv))
     configure_logging(logging.WARNING if getattr(args, "quiet", False) else level)
     try:
         return work(args) or 0
-    except stops:
+    except KeyboardInterrupt:
         logger.error(stopped)
         return INTERRUPTED
     except expected_errors() as error:

@@ -2,15 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.methods import Method, read_method
 from inference.config import MagiConfig, load_config, require_path
-from inference.pipeline import Sample, plan, usable_prefix
-from inference.video.reading import read_image, read_video
 from sampling.config import PhysicsIqRun, Run, VBenchRun
 from sampling.physics_iq import FPS, FRAMES, list_original, list_verified
 from sampling.task import Listing, SampleTask
 from sampling.vbench import list_vbench
+
+if TYPE_CHECKING:
+    from inference.pipeline import Sample
 
 OVERRIDES = ("seed", "num_frames", "num_steps", "video_size_h", "video_size_w")
 
@@ -39,8 +41,11 @@ class Job:
     def failures(self) -> Path:
         return self.output / "failures.json"
 
-    def sample(self, task: SampleTask) -> Sample:
+    def sample(self, task: SampleTask) -> "Sample":
         """The task as the pipeline takes it; the conditioning is read. Raises as ``inference.video.reading`` does."""
+        from inference.pipeline import Sample
+        from inference.video.reading import read_image, read_video
+
         runtime = self.model.runtime
         prefix = None
         if task.conditioning is not None and task.conditioning.suffix.lower() == ".mp4":
@@ -71,6 +76,9 @@ def make_job(run: Run) -> Job:
         raise ValueError(f"model_name {name!r} must be the name of a folder, without slash and leading dot")
     output = Path(run.output).expanduser() if run.output else Path("outputs") / run.benchmark / name
     job = Job(run, model, method, name, output, list_samples(run, model.runtime.seed, name))
+    # What imports torch comes after all that can be refused without it.
+    from inference.pipeline import plan, usable_prefix
+
     # The prefixes of a benchmark are all of one length, so the first stands for all.
     prefix = job.sample(job.tasks[0]).prefix
     _, schedule = plan(model, 0 if prefix is None else len(usable_prefix(model, prefix)))

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inference.files import read_text
-from inference.noise import sample_seed
 from inference.text.cleaning import clean_caption
 
 # Longest file name of every common file system, in bytes; the sidecar's name is one longer than the video's.
@@ -50,6 +49,8 @@ def make_task(
     folder: str, name: str, prompt: str, identity: str, base_seed: int, conditioning: Path | None = None
 ) -> SampleTask:
     """A task whose seed follows from its identity; ``name`` has been checked with :func:`name_problem`."""
+    from inference.noise import sample_seed  # with torch, which a run's settings do not need
+
     return SampleTask(Path(folder) / name, prompt, identity, sample_seed(base_seed, identity), conditioning)
 
 

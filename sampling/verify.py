@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from inference.files import read_json
-from inference.video.reading import probe_video
 from sampling.job import Job
 from sampling.task import SampleTask
 
@@ -75,6 +74,8 @@ def damage(video: Path, digest: str, job: Job) -> str | None:
     found = file_digest(video)
     if found != digest:
         return f"its contents have changed since it was written (SHA-256 {found[:12]}, was {digest[:12]})"
+    from inference.video.reading import probe_video  # with torch, which a list of samples does not need
+
     try:
         info = probe_video(video)
     except (OSError, ValueError) as error:

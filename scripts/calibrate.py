@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -22,27 +23,23 @@ from scripts.bootstrap import use_checkout
 
 use_checkout()
 
-import torch
 from tqdm import tqdm
-from transformers.utils.logging import disable_progress_bar
 
 from harness.arguments import parse
 from harness.calibration.files import Calibration, calibration_path, conditions_of
-from harness.calibration.making import calibrate, count_videos
-from harness.device import choose_device, set_threads
 from harness.json_files import commit, save_json
 from harness.program import make_parser, run_program
-from harness.sidecar import describe_device
 from inference.config import MagiConfig, load_config, resolve_path
 from inference.files import read_text
-from inference.pipeline import MagiPipeline
+
+if TYPE_CHECKING:
+    import torch
 
 # Shares of the steps that are computed.
 _SHARES = (1 / 16, 3 / 32, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2)
 
 
 def main(argv: list[str] | None = None) -> int:
-    disable_progress_bar()
     return run_program(parse_arguments, run, argv, level=logging.WARNING)
 
 
@@ -72,6 +69,10 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--lengths {lengths} must lie within 1 .. {steps}, the number of steps")
     output = args.output or resolve_path(str(calibration_path(args.config_file, steps)))
     output.parent.mkdir(parents=True, exist_ok=True)
+    from harness.calibration.making import calibrate, count_videos
+    from harness.device import choose_device, set_threads
+    from inference.pipeline import MagiPipeline
+
     device = choose_device(args.device)
     set_threads(args.threads, config)
     pipeline = MagiPipeline.load(config, device)
@@ -98,7 +99,9 @@ def read_prompts(path: str, count: int) -> list[str]:
     return prompts
 
 
-def describe(args: argparse.Namespace, config: MagiConfig, device: torch.device, prompts: list[str]) -> dict:
+def describe(args: argparse.Namespace, config: MagiConfig, device: "torch.device", prompts: list[str]) -> dict:
+    from harness.sidecar import describe_device
+
     return {
         "command": " ".join(["scripts/calibrate.py", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),

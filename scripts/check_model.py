@@ -16,7 +16,7 @@ import logging
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -24,25 +24,14 @@ from scripts.bootstrap import use_checkout
 
 use_checkout()
 
-import torch
-
 from harness.arguments import parse
-from harness.device import choose_device
-from harness.download import models
 from harness.memory.flags import add_memory_flags, given_switches
 from harness.methods import add_method, add_parameters, given_parameters, read_method
-from harness.model_check import (
-    Finding,
-    Request,
-    check_files,
-    check_machine,
-    describe_memory,
-    describe_work,
-    suggestions,
-)
 from harness.program import make_parser, run_program
 from inference.config import load_config
-from inference.placement.residency import free_bytes
+
+if TYPE_CHECKING:
+    from harness.model_check import Finding, Request
 
 SIZES = ("num_frames", "num_steps", "video_size_h", "video_size_w")
 MARKS = {True: "ok", False: "NO", None: ""}
@@ -71,14 +60,23 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 def report(args: argparse.Namespace) -> bool:
     """Print the table; whether the run would start and fit."""
     request = read_request(args)
+    import torch
+
+    from harness.device import choose_device
+    from harness.model_check import check_files, check_machine, describe_memory, describe_work, suggestions
+    from inference.placement.residency import free_bytes
+
     device, free = choose_device(args.device), None
     if args.memory_gb is not None:
         planned, free = torch.device("cuda"), int(args.memory_gb * 2**30)
     else:
         planned, free = device, free_bytes(device)
     findings = [] if args.skip_files else show("Files", check_files(request.config))
-    if any(finding.ok is False for finding in findings) and (name := Path(args.config).stem) in models():
-        print(f"  the published files: bash scripts/download.sh {name}")
+    if any(finding.ok is False for finding in findings):
+        from harness.download import models
+
+        if (name := Path(args.config).stem) in models():
+            print(f"  the published files: bash scripts/download.sh {name}")
     findings += show(f"Machine ({device})", check_machine(request, device))
     findings += show(f"Memory of the device ({planned})", describe_memory(request, planned, free))
     findings += show("Work", describe_work(request, device if planned.type == device.type else None))
@@ -91,17 +89,20 @@ def report(args: argparse.Namespace) -> bool:
     return good
 
 
-def read_request(args: argparse.Namespace) -> Request:
+def read_request(args: argparse.Namespace) -> "Request":
     method = read_method(args.method_config, given_parameters(args))
     config = method.apply_window(load_config(args.config))
     overrides: dict[str, Any] = {name: getattr(args, name) for name in SIZES if getattr(args, name) is not None}
     overrides |= given_switches(args)
     if args.gpus < 1 or args.prefix_frames < 0:
         raise ValueError("--gpus must be at least 1 and --prefix_frames at least 0")
-    return Request(config.with_overrides(**overrides), method, args.prefix_frames, args.gpus)
+    config = config.with_overrides(**overrides)
+    from harness.model_check import Request  # with torch: what can be refused without it has been
+
+    return Request(config, method, args.prefix_frames, args.gpus)
 
 
-def show(title: str, findings: Iterable[Finding]) -> list[Finding]:
+def show(title: str, findings: Iterable["Finding"]) -> list["Finding"]:
     shown = []
     print(f"\n{title}")
     for finding in findings:

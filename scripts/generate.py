@@ -16,7 +16,6 @@ import argparse
 import logging
 import math
 import sys
-import time
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,37 +25,22 @@ from scripts.bootstrap import use_checkout
 
 use_checkout()
 
-import torch
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
-from transformers.utils.logging import disable_progress_bar
-
+# Nothing here imports torch: a typing error is told at once, and not after the seconds that takes.
 from harness.arguments import parse
 from harness.calibration.files import calibrated_method, calibration_path, load_calibration
-from harness.device import set_threads
-from harness.launch import own_device, share_among, undisturbed_end
 from harness.memory.flags import add_memory_flags, given_switches
 from harness.methods import Method, add_method, add_parameters, given_parameters, read_method
-from harness.outputs import numbered, refuse_foreign_report, refuse_inputs
+from harness.outputs import numbered, refuse_foreign_report, refuse_inputs, report_paths
 from harness.program import launched_rank, make_parser, run_program
-from harness.sidecar import describe_run, leave_report, report_paths
-from harness.signals import stop_like_ctrl_c, undisturbed
+from harness.signals import stop_like_ctrl_c
 from inference.config import VAE_SPATIAL_FACTOR, MagiConfig, load_config, resolve_path
-from inference.parallel.launch import context_parallel
-from inference.pipeline import MagiPipeline, RunReport, Sample, plan, usable_prefix
-from inference.schedule import Schedule
-from inference.text.cleaning import clean_caption
 from inference.video.fitting import Fit, size_like
-from inference.video.reading import picture_size, read_image, read_video
-from inference.video.writing import VideoWriter, check_output_path, partial_path
+from inference.video.names import check_output_path, partial_path
 
 logger = logging.getLogger("generate")
 
 RUNTIME_FLAGS = ("seed", "num_frames", "num_steps", "video_size_h", "video_size_w")
-INPUTS = ("mode", "config_file", "method_config", "image_path", "prefix_video_path")
 FILES = ("config_file", "method_config", "calibration", "image_path", "prefix_video_path")
-# Its thread would wait for ever for the bar's lock where Ctrl-C interrupts the main thread while it holds it.
-tqdm.monitor_interval = 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,7 +48,6 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     # A terminated run, or one whose connection is lost, ends like an interrupted one: what is finished stays.
     stop_like_ctrl_c()
-    disable_progress_bar()
     return run_program(parse_arguments, lambda args: generate(args, argv), argv)
 
 
@@ -145,31 +128,26 @@ def add_targets(parser: argparse.ArgumentParser) -> None:
 
 
 def generate(args: argparse.Namespace, argv: list[str]) -> None:
-    """Check everything that can be checked, start further processes if there are to be any, make the video."""
-    if args.include_prefix and args.mode != "v2v":
-        raise ValueError(f"--include_prefix puts the clip of mode v2v in front; mode {args.mode} has none")
+    """Check the arguments, the configuration and the method, then make the video."""
+    check_mode(args)
     method, config = resolve_method(args)
-    device = own_device(args.device)
-    set_threads(args.threads, config)
     if not launched_rank():
         check_output(args)
-    clean_caption(args.prompt)  # refuses what is no text
-    sample = Sample(args.prompt, read_prefix(args, config), args.sample_id)
-    prefix_frames = 0 if sample.prefix is None else len(usable_prefix(config, sample.prefix))
-    _, schedule = plan(config, prefix_frames)
-    method.check(schedule)
-    share_among(args.gpus, args.device, config, Path(__file__), argv)
+    from harness.run.making import make_video
 
-    report = RunReport()
-    with context_parallel(config, device) as parallel:
-        with report.timed("load"):
-            pipeline = MagiPipeline.load(config, device, parallel, method.make_cache)
-        if parallel.is_first:
-            announce(pipeline, method, schedule)
-            leave_video(args, pipeline, method, sample, report, schedule.total_steps)
-        else:
-            for _ in pipeline.frames(sample, reuse=method.make_reuse(), make_cache=method.make_cache):
-                pass  # the first rank writes them
+    make_video(args, method, config, Path(__file__), argv)
+
+
+def check_mode(args: argparse.Namespace) -> None:
+    """ValueError where the image or the clip that the mode needs was not given, or one was that it does not take."""
+    needed = {"t2v": None, "i2v": "image_path", "v2v": "prefix_video_path"}[args.mode]
+    for name in ("image_path", "prefix_video_path"):
+        if name == needed and getattr(args, name) is None:
+            raise ValueError(f"mode {args.mode} needs --{name}")
+        if name != needed and getattr(args, name) is not None:
+            raise ValueError(f"mode {args.mode} does not take --{name}")
+    if args.include_prefix and args.mode != "v2v":
+        raise ValueError(f"--include_prefix puts the clip of mode v2v in front; mode {args.mode} has none")
 
 
 def check_output(args: argparse.Namespace) -> None:
@@ -209,83 +187,6 @@ def resolve_method(args: argparse.Namespace) -> tuple[Method, MagiConfig]:
     return calibrated_method(calibration, source, config, args.target_psnr, args.target_speedup, given), config
 
 
-def announce(pipeline: MagiPipeline, method: Method, schedule: Schedule) -> None:
-    runtime, ranks = pipeline.config.runtime, pipeline.parallel.ranks
-    logger.info(
-        "%d frames of %dx%d in %d chunks, %d steps each, method %s, on %s%s",
-        *(runtime.num_frames, runtime.video_size_w, runtime.video_size_h, schedule.chunk_num - schedule.offset),
-        *(runtime.num_steps, method.name, pipeline.device, f" and {ranks - 1} more" if ranks > 1 else ""),
-    )
-
-
-def leave_video(
-    args: argparse.Namespace, pipeline: MagiPipeline, method: Method, sample: Sample, report: RunReport, steps: int
-) -> None:
-    """The video, and beside it what describes the run."""
-    runtime = pipeline.config.runtime
-    size = (runtime.video_size_h, runtime.video_size_w)
-    writer = VideoWriter(args.output_path, runtime.fps, *size, lossless=args.lossless)
-    try:
-        in_front = usable_prefix(pipeline.config, sample.prefix) if args.include_prefix else None
-        write_video(pipeline, method, sample, report, writer, steps, args.quiet, in_front)
-    finally:
-        # A run that was stopped or failed is described as well, as far as it came.
-        with undisturbed():
-            leave_description(args, pipeline, method, sample, report, writer)
-
-
-def leave_description(
-    args: argparse.Namespace,
-    pipeline: MagiPipeline,
-    method: Method,
-    sample: Sample,
-    report: RunReport,
-    writer: VideoWriter,
-) -> None:
-    """The sidecar and the picture of what was written, if anything was."""
-    if writer.saved_as is not None:
-        inputs = {name: getattr(args, name) for name in (*INPUTS, "fit", "include_prefix")}
-        contents = {"inputs": inputs} | describe_run(pipeline, method, sample, report, writer)
-        leave_report(writer.saved_as, contents, report.record)
-        summarise(writer.saved_as, contents)
-
-
-def write_video(
-    pipeline: MagiPipeline,
-    method: Method,
-    sample: Sample,
-    report: RunReport,
-    writer: VideoWriter,
-    steps: int,
-    quiet: bool,
-    in_front: torch.Tensor | None,
-) -> None:
-    """Make the frames and write them as they come, after those ``in_front``, with a progress bar over ``steps`` unless
-    ``quiet``.
-    """
-    began = time.perf_counter()
-    bar = tqdm(total=steps, unit="step", disable=quiet, dynamic_ncols=True)
-    try:
-        with bar, logging_redirect_tqdm(), writer, undisturbed_end():
-            if in_front is not None:
-                writer.append(in_front)
-            reuse = method.make_reuse()
-            frames = pipeline.frames(
-                sample,
-                reuse=reuse,
-                make_cache=method.make_cache,
-                on_step=lambda step: bar.update(),
-                report=report,
-            )
-            for chunk in frames:
-                with report.timed("write"):
-                    writer.append(chunk)
-            if reason := method.why_nothing_was_reused(reuse, report.record):
-                logger.warning(reason)
-    finally:
-        report.seconds["total"] = report.seconds.get("load", 0.0) + time.perf_counter() - began
-
-
 def resolve_config(args: argparse.Namespace, method: Method) -> MagiConfig:
     """The configuration file, then the method's key window, then the flags."""
     config = method.apply_window(load_config(args.config_file))
@@ -304,8 +205,8 @@ def with_shape_of_input(config: MagiConfig, args: argparse.Namespace) -> MagiCon
     if args.mode == "t2v" or {args.video_size_h, args.video_size_w} != {None}:
         raise ValueError("--video_size auto takes the shape of an image or a clip, and excludes --video_size_h and _w")
     given, runtime = (args.image_path if args.mode == "i2v" else args.prefix_video_path), config.runtime
-    if given is None:
-        return config  # refused where it is read
+    from inference.video.reading import picture_size
+
     source = picture_size(resolve_path(given), "image" if args.mode == "i2v" else "video")
     step = VAE_SPATIAL_FACTOR * config.model.patch_size
     height, width = size_like(source, runtime.video_size_h * runtime.video_size_w, step)
@@ -320,36 +221,6 @@ def parse_window(text: str) -> list[int]:
         return [int(part) for part in text.strip("[] ").split(",")]
     except ValueError:
         raise ValueError(f"--noise2clean_kvrange {text!r} is neither numbers such as 5,4,3,2 nor full") from None
-
-
-def read_prefix(args: argparse.Namespace, config: MagiConfig) -> torch.Tensor | None:
-    """The image or the clip that the mode needs; ValueError where it was not given, or one that the mode does not
-    take was.
-    """
-    needed = {"t2v": None, "i2v": "image_path", "v2v": "prefix_video_path"}[args.mode]
-    for name in ("image_path", "prefix_video_path"):
-        if name == needed and getattr(args, name) is None:
-            raise ValueError(f"mode {args.mode} needs --{name}")
-        if name != needed and getattr(args, name) is not None:
-            raise ValueError(f"mode {args.mode} does not take --{name}")
-    runtime = config.runtime
-    height, width = runtime.video_size_h, runtime.video_size_w
-    if args.mode == "i2v":
-        return read_image(resolve_path(args.image_path), height, width, args.fit)
-    if args.mode == "v2v":
-        path = resolve_path(args.prefix_video_path)
-        return read_video(path, runtime.fps, height, width, runtime.prefix_selection, args.fit)
-    return None
-
-
-def summarise(output: Path, contents: dict[str, Any]) -> None:
-    work, seconds = contents["work"], contents["seconds"]
-    logger.info(
-        "%s: %d frames in %.1f s (denoising %.1f s); %d of %d chunk-forwards reused (%.0f %%), %d cache compressions",
-        *(output, contents["frames"]["written"], seconds["total"], seconds["denoise"], work["chunk_forwards_reused"]),
-        *(work["chunk_forwards_reused"] + work["chunk_forwards_computed"], 100 * work["share_reused"]),
-        work["kv_compactions"],
-    )
 
 
 if __name__ == "__main__":

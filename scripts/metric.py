@@ -17,6 +17,7 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -24,18 +25,15 @@ from scripts.bootstrap import use_checkout
 
 use_checkout()
 
-import torch
 from tqdm import tqdm
 
 from harness.arguments import parse
-from harness.device import choose_device
 from harness.program import make_parser, run_program
-from harness.similarity import Compared, check_pairs, compare_pair, drift_of, write_results
-from metrics.bit_depth import deep_note
-from metrics.drift import drift_table
-from metrics.similarity.lpips_distance import LpipsDistance, LpipsUnavailable, load_lpips
-from metrics.similarity.report import table
-from metrics.similarity.video_pairs import pair_up
+
+if TYPE_CHECKING:
+    import torch
+
+    from metrics.similarity.lpips_distance import LpipsDistance
 
 logger = logging.getLogger("metric")
 
@@ -81,13 +79,20 @@ def measure(args: argparse.Namespace) -> None:
         return
     if args.batch < 1:
         raise ValueError(f"--batch must be at least 1, got {args.batch}")
+    # With torch, which takes seconds to import.
+    from harness.device import choose_device
+    from harness.similarity import check_pairs, compare_pair, write_results
+    from metrics.bit_depth import deep_note
+    from metrics.similarity.report import table
+    from metrics.similarity.video_pairs import pair_up
+
     device = choose_device(args.device)
     pairs = pair_up(args.original, args.generated)
     facts = check_pairs(pairs)
     if note := deep_note(path for pair in pairs for path in (pair.original, pair.generated)):
         logger.warning("warning: %s", note)
     lpips, missing = open_lpips(args, device, min(min(one.width, one.height) for one in facts.values()))
-    compared: list[Compared] = []
+    compared = []
     for pair in tqdm(pairs, unit="video", disable=len(pairs) == 1, dynamic_ncols=True):
         compared.append(compare_pair(pair, facts[pair], lpips, device, args.batch))
     about = {
@@ -106,6 +111,10 @@ def measure(args: argparse.Namespace) -> None:
 
 def measure_one(video: Path, folder: Path) -> None:
     """The drift of one video."""
+    from harness.similarity import drift_of
+    from metrics.bit_depth import deep_note
+    from metrics.drift import drift_table
+
     drift, written = drift_of(video, folder)
     if note := deep_note([video]):
         logger.warning("warning: %s", note)
@@ -116,11 +125,13 @@ def measure_one(video: Path, folder: Path) -> None:
 
 
 def open_lpips(
-    args: argparse.Namespace, device: torch.device, smallest: int
-) -> tuple[LpipsDistance | None, str | None]:
+    args: argparse.Namespace, device: "torch.device", smallest: int
+) -> "tuple[LpipsDistance | None, str | None]":
     """The LPIPS network, or why there is none; ``smallest`` is the shortest side of any video in pixels."""
     if args.no_lpips:
         return None, "left out with --no_lpips"
+    from metrics.similarity.lpips_distance import LpipsUnavailable, load_lpips
+
     try:
         return load_lpips(args.lpips_weights, device, smallest), None
     except LpipsUnavailable as error:

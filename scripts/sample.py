@@ -28,10 +28,6 @@ from scripts.bootstrap import ROOT, use_checkout
 
 use_checkout()
 
-import torch
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.run import main as torchrun
 from tqdm import tqdm
 
 from harness.arguments import parse
@@ -53,7 +49,7 @@ GROUP_RESTARTS = 10
 
 def main(argv: list[str] | None = None) -> int:
     again = "stopped; the same command goes on from here"
-    return run_program(parse_arguments, make_samples, argv, stopped=again, stops=(KeyboardInterrupt, SignalException))
+    return run_program(parse_arguments, make_samples, argv, stopped=again)
 
 
 def make_samples(args: argparse.Namespace) -> int:
@@ -63,8 +59,13 @@ def make_samples(args: argparse.Namespace) -> int:
     if args.dry_run:
         return list_samples(job)
     prepare(job, args.remake)
-    distribute(job, args)
-    return conclude(job)
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    try:
+        distribute(job, args)
+        return conclude(job)
+    except SignalException as error:  # torchrun's handlers, which stay after its end, raise it
+        raise KeyboardInterrupt from error
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -125,6 +126,10 @@ def config_path(job: Job) -> Path:
 
 def distribute(job: Job, args: argparse.Namespace) -> None:
     """Run the workers with torchrun until nothing is left; its agent, in this process, hosts their queue."""
+    import torch
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as torchrun
+
     workers = job.run.workers
     if workers == "auto":
         workers = torch.cuda.device_count() or min(os.cpu_count() or 1, MOST_CPU_WORKERS)

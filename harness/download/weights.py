@@ -1,7 +1,7 @@
 """Published weights from the Hugging Face hub, laid out as the presets in configs/model name them (docs/download.md).
 
 What is needed is read off the presets, so the two cannot disagree: their paths begin with ``downloads/MAGI-1``, which
-is the hub's repository, file for file.
+is the hub's repository, file for file. What needs torch, which takes seconds to import, is imported where it is used.
 """
 
 import filecmp
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import torch
 from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.hf_api import RepoFile
@@ -19,10 +18,6 @@ from huggingface_hub.hf_api import RepoFile
 from harness.download.transfer import SUFFIX, Checksum, OnBytes, Remote, receive_all
 from inference.config import REPOSITORY_ROOT, MagiConfig, load_config
 from inference.files import replacing
-from inference.memory.estimate import text_encoder_bytes, transformer_size, vae_bytes, vae_config
-from inference.model.weights import checkpoint_directory
-from inference.text.captions import SpecialTokens
-from inference.text.t5 import check_t5
 
 REPOSITORY = "sand-ai/MAGI-1"
 FOLDER = PurePosixPath("MAGI-1")  # below the folder that is downloaded to
@@ -118,6 +113,10 @@ def list_files(folders: Sequence[str], revision: str = "main", endpoint: str | N
 
 def expected(model: str) -> dict[str, int]:
     """About how many bytes each folder of the preset ``model`` has, by path, without asking the hub."""
+    import torch
+
+    from inference.memory.estimate import text_encoder_bytes, transformer_size, vae_bytes, vae_config
+
     config, paths = preset(model), needed_paths(model)
     sizes = {
         "load": transformer_size(config).bytes,
@@ -153,6 +152,8 @@ def fetch_special_tokens(source: str, place: Path, width: int) -> None:
 
     Raises OSError where it cannot be had, ValueError where it is something else, or differs from what is there.
     """
+    from inference.text.captions import SpecialTokens
+
     file = None if "://" in source else Path(source).expanduser()
     if file is not None:
         SpecialTokens.load(file, width)
@@ -181,6 +182,9 @@ def placed(model: str, target: Path) -> MagiConfig:
 
     Raises FileNotFoundError, ValueError and WeightsError where the files are not laid out as the loaders want them.
     """
+    from inference.model.weights import checkpoint_directory
+    from inference.text.t5 import check_t5
+
     config = preset(model).with_overrides(**{field: str(target / path) for field, path in needed_paths(model).items()})
     checkpoint_directory(config)
     check_t5(config.runtime.t5_pretrained)

@@ -192,7 +192,7 @@ def load_vae(directory: Path | str, device: torch.device | str = "cpu", dtype: t
 
 
 def save_vae(vae: ViTVAE, directory: Path, ddconfig: dict[str, Any], shard_size: str = "10GB") -> None:
-    """Write ``vae``, which ``ddconfig`` describes, as ``load_vae`` reads it; files larger than ``shard_size`` are split."""
+    """Write ``vae``, made of ``ddconfig``, as ``load_vae`` reads it; files larger than ``shard_size`` are split."""
     from huggingface_hub import save_torch_state_dict  # who makes a video does not need it
 
     directory.mkdir(parents=True, exist_ok=True)

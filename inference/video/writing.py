@@ -2,82 +2,21 @@
 
 import errno
 import logging
-import os
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 import av
 from torch import Tensor, uint8
 
-from inference.files import hidden_beside, longest_name
 from inference.model.finite import NotFiniteError
 from inference.video.fragments import FragmentEncoder, VideoForm
+from inference.video.names import check_output_path, partial_path, real_path
 from inference.video.unfinished import UnfinishedVideo, make_plain
 
 logger = logging.getLogger(__name__)
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# What stands beside a video has the longest names.
-_LONGEST_ENDING = ".reuse.png"
-_PARTIAL = ".partial"
-
-
-def check_output_path(path: str | Path) -> Path:
-    """Make sure early that the video can be written later: makes the folder and tries to write in it.
-
-    Raises ValueError if the name does not end in .mp4, and OSError (IsADirectoryError, PermissionError, ...) if the
-    path is a folder, its name is too long, its folder cannot be made or written to, or another run is writing it.
-    """
-    path = Path(path)
-    if path.suffix.lower() != ".mp4":
-        raise ValueError(f"the output is an mp4 video, its name must end in .mp4: {path}")
-    if path.is_dir():
-        raise IsADirectoryError(f"the output {path} is a folder; give the name of a file in it")
-    target = _target(path)
-    for place in {path.parent, target.parent}:
-        if place.exists() and not place.is_dir():
-            raise NotADirectoryError(f"cannot write to the output folder {place}: it is a file")
-        trial = hidden_beside(place / path.name, f"{os.getpid()}.trial")
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-            trial.write_bytes(b"trial")
-        except OSError as error:
-            raise OSError(error.errno, f"cannot write to the output folder {place}: {error.strerror}") from error
-        finally:
-            with suppress(OSError):
-                trial.unlink()
-        _check_name(path.stem if place == path.parent else target.stem, place)
-    if hidden_beside(target, "part.mp4").exists():
-        _refuse_a_second_writer(target)
-    return path
-
-
-def _check_name(stem: str, folder: Path) -> None:
-    size, most = len(os.fsencode(stem + _LONGEST_ENDING)), longest_name(folder)
-    if size > most:
-        raise OSError(
-            errno.ENAMETOOLONG,
-            f"the name {stem}.mp4 is too long: with {_LONGEST_ENDING} for the picture beside it, it has {size} bytes, "
-            f"and {folder} takes {most}; shorten it by {size - most}",
-        )
-
-
-def _refuse_a_second_writer(target: Path) -> None:
-    hidden = UnfinishedVideo(target)  # BlockingIOError where it is locked
-    hidden.leave()
-
-
-def _target(path: Path) -> Path:
-    """The file that ``path`` means: a symbolic link is followed, not replaced."""
-    return Path(os.path.realpath(path)) if path.is_symlink() else path
-
-
-def partial_path(path: Path) -> Path:
-    """The name of an unfinished video beside ``path``, with room for the longest ending."""
-    stem, room = os.fsencode(path.stem), longest_name(path.parent) - len(_PARTIAL + _LONGEST_ENDING)
-    return path.with_name(stem[:room].decode(errors="ignore") + f"{_PARTIAL}.mp4")
 
 
 class VideoWriter:
@@ -119,7 +58,7 @@ class VideoWriter:
     def __enter__(self) -> "VideoWriter":
         partial, unfinished = partial_path(self.path), None
         try:
-            unfinished = UnfinishedVideo(_target(self.path))
+            unfinished = UnfinishedVideo(real_path(self.path))
             rescued = unfinished.rescue(partial)
         except (OSError, av.error.FFmpegError) as error:
             if unfinished is not None:
@@ -185,7 +124,7 @@ class VideoWriter:
             if self.frames_written:
                 partial = broken or (stopped and self.path.exists())
                 destination = partial_path(self.path) if partial else self.path
-                self._plain_failed = self._name(unfinished, _target(destination))
+                self._plain_failed = self._name(unfinished, real_path(destination))
                 self.stopped, self.saved_as = stopped, destination
         except OSError as error:
             unfinished.leave()

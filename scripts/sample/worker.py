@@ -79,8 +79,6 @@ def work(argv: list[str]) -> int:
     use_checkout()
     import logging
 
-    from transformers.utils.logging import disable_progress_bar
-
     from harness.device import set_threads
     from inference.model.weights import WeightsError
     from sampling.config import read_run
@@ -89,7 +87,7 @@ def work(argv: list[str]) -> int:
     from sampling.worker import work as make_samples
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    disable_progress_bar()
+
     # A worker has nothing to save: what it is making is made again.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     died = int(argv[argv.index(DIED) + 1]) if DIED in argv else None

@@ -16,9 +16,10 @@ import torch
 from inference.files import hidden_beside
 from inference.model.finite import NotFiniteError
 from inference.video.fragments import FragmentEncoder, VideoForm
+from inference.video.names import check_output_path
 from inference.video.reading import probe_video, read_video
 from inference.video.unfinished import UnfinishedVideo
-from inference.video.writing import VideoWriter, check_output_path
+from inference.video.writing import VideoWriter
 from tests.paths import ROOT
 from tests.warm.start import warm_python
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from inference.pipeline import MagiPipeline
 from inference.text.t5 import T5_FOLDER
 from inference.video.reading import probe_video
 from inference.video.writing import VideoWriter
@@ -32,7 +33,7 @@ def refuse(
 
     def run(*flags: str, loads: bool = False) -> str:
         if not loads:
-            monkeypatch.setattr(script.MagiPipeline, "load", lambda *_: pytest.fail("models were loaded"))
+            monkeypatch.setattr(MagiPipeline, "load", lambda *_: pytest.fail("models were loaded"))
         assert generate(*flags) == 1
         assert os.listdir(older.parent) == ["video.mp4"] and older.read_bytes() == b"an older video"
         errors = [record for record in caplog.records if record.levelname == "ERROR"]

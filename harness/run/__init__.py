@@ -1,0 +1,1 @@
+"""One video of scripts/generate.py, after its arguments were read: what it would take, and making it."""
