@@ -246,7 +246,9 @@ def resolve_backend(
     """The back end that ``name`` stands for on ``device``; ValueError, with the reason, where it cannot be used."""
     device = torch.device(device)
     if name == "auto":
-        usable = (known for known in PREFERENCE if _problem(known, device, dtype, head_width, loaders[known]) is None)
+        # What needs another device is not imported: that of one back end takes longer than torch's own import.
+        possible = [known for known in PREFERENCE if not _unmet(known, device, dtype, head_width)]
+        usable = (known for known in possible if _problem(known, device, dtype, head_width, loaders[known]) is None)
         chosen = next(usable)
         logger.info("attention back end: %s", chosen)
         return chosen
@@ -337,9 +339,7 @@ def _problem(
 ) -> str | None:
     if name in ANYWHERE:
         return None
-    needs = NEEDS[name]
-    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-    problems = needs.unmet(device, dtype, head_width, capability)
+    needs, problems = NEEDS[name], _unmet(name, device, dtype, head_width)
     try:
         backend = loader()
     except (ImportError, OSError) as error:  # OSError: a library that was built for another torch
@@ -348,6 +348,14 @@ def _problem(
         if not problems and (failure := probe(backend, device, dtype, head_width)):
             problems.append(failure)
     return "; ".join(problems) or None
+
+
+def _unmet(name: str, device: torch.device, dtype: torch.dtype, head_width: int) -> list[str]:
+    """What the device, the type and the head's width lack for the back end ``name``."""
+    if name in ANYWHERE:
+        return []
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    return NEEDS[name].unmet(device, dtype, head_width, capability)
 
 
 def probe(backend: Backend, device: torch.device, dtype: torch.dtype, head_width: int) -> str | None:

@@ -51,7 +51,10 @@ class Rope(nn.Module):
     def __init__(self, head_width: int) -> None:
         super().__init__()
         count = head_width // 8
-        self.bands = nn.Parameter(10000.0 ** (-torch.arange(count, dtype=torch.float32) / count))
+        bands = torch.empty(count)
+        if not bands.is_meta:  # where to compute nothing imports the compiler, which takes seconds
+            bands = 10000.0 ** (-torch.arange(count, dtype=torch.float32) / count)
+        self.bands = nn.Parameter(bands)
 
     def forward(self, first_frames: Tensor, frames: int, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines ``(E, frames * height * width, 3 * bands)``, float32.
@@ -200,7 +203,10 @@ class CaptionEmbedder(nn.Module):
 
     def __init__(self, caption_width: int, caption_length: int, xattn_width: int, condition_width: int) -> None:
         super().__init__()
-        self.null_caption_embedding = nn.Parameter(torch.randn(caption_length, caption_width) / caption_width**0.5)
+        null = torch.empty(caption_length, caption_width)
+        if not null.is_meta:  # as above
+            null.normal_().div_(caption_width**0.5)
+        self.null_caption_embedding = nn.Parameter(null)
         self.y_proj_xattn = nn.Sequential(nn.Linear(caption_width, xattn_width), nn.SiLU())
         self.y_proj_adaln = nn.Sequential(nn.Linear(caption_width, condition_width))
 
