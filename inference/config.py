@@ -161,6 +161,7 @@ class RuntimeConfig(_Section):
     distill_prev_chunks_scale: float = 0.7
     prefix_selection: Literal["last", "first"] = "last"
     text_cache: str | None = None
+    known_prompts: str | None = None
 
     @property
     def steps_per_stage(self) -> int:

@@ -25,7 +25,7 @@ IMMATERIAL = {
     *("cp_size", "pp_size", "cp_strategy", "ulysses_overlap_degree", "kv_offload", "enable_cuda_graph"),
     *("distributed_backend", "distributed_timeout_minutes", "attention_backend", "t5_device"),
     *("fp8_matmul", "fused_kernels", "compile"),
-    *("offload_t5", "offload_vae", "overlap_decode", "text_cache", "stream_weights"),
+    *("offload_t5", "offload_vae", "overlap_decode", "text_cache", "known_prompts", "stream_weights"),
 }
 WEIGHTS = ("load", "t5_pretrained", "vae_pretrained", "special_token_path")
 

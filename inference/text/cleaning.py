@@ -12,10 +12,6 @@ import warnings
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import ftfy
-from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning
-from bs4.exceptions import ParserRejectedMarkup
-
 
 class Rewrite(NamedTuple):
     """Every match of ``pattern`` becomes ``replacement`` (an ``re.sub`` template)."""
@@ -31,6 +27,9 @@ def _remove(pattern: str) -> Rewrite:
 def _replace(pattern: str, replacement: str) -> Rewrite:
     return Rewrite(re.compile(pattern), replacement)
 
+
+# Printable ASCII without markup: nothing that BeautifulSoup or ftfy would change, so neither is imported for it.
+PLAIN = re.compile(r"[ !-%'-;=?-~]*")
 
 # A host under a well-known top-level domain with its path. One followed by "@" is the local part of a mail address.
 _HOST_AND_PATH = r"[a-zA-Z0-9.\-]+\.(?:com|co|ru|net|org|edu|gov|it)[\w/\-]*\b/?(?!@)"
@@ -132,6 +131,11 @@ def _rewrite(text: str, rewrites: Iterable[Rewrite]) -> str:
 
 def _html_to_text(text: str) -> str:
     """Step 6: tags, comments, scripts and styles go; entities are decoded. Raises ValueError on hopeless markup."""
+    if PLAIN.fullmatch(text):
+        return text
+    from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning
+    from bs4.exceptions import ParserRejectedMarkup
+
     with warnings.catch_warnings():
         # A prompt that is nothing but a file name or a URL is still a prompt.
         warnings.simplefilter("ignore", MarkupResemblesLocatorWarning)
@@ -144,6 +148,15 @@ def _html_to_text(text: str) -> str:
             ) from error
 
 
+def _without_mojibake(text: str) -> str:
+    """The first part of step 23."""
+    if PLAIN.fullmatch(text):
+        return text
+    import ftfy
+
+    return ftfy.fix_text(text)
+
+
 def clean_caption_once(text: str) -> str:
     """One application of the 34 steps; :func:`clean_caption` is what the text encoder uses."""
     text = urllib.parse.unquote_plus(text).strip().lower().replace("<person>", "person")  # steps 1 to 3
@@ -152,7 +165,7 @@ def clean_caption_once(text: str) -> str:
     text = _rewrite(text, _STEPS_7_TO_21)
     if len(SEPARATOR.findall(text)) > MAX_SEPARATORS:
         text = SEPARATOR.sub(" ", text)
-    text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()  # step 23
+    text = html.unescape(html.unescape(_without_mojibake(text))).strip()  # step 23
     # No strip between the steps: a blank at an end shields that end from step 33.
     text = _rewrite(text, _STEPS_24_TO_32)
     text = _rewrite(text, _STEP_33)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from inference.config import MagiConfig
+from inference.config import MagiConfig, require_path
 from inference.placement.residency import Residency, place
 from inference.text.cache import CaptionFeatures, TextCache, cache_folder, encoder_identity
 from inference.text.cleaning import clean_caption
@@ -20,12 +20,19 @@ class PromptEncoder:
     Args:
         load: gives the encoder and where it lies between uses.
         cache: features that are known; None keeps nothing on disk.
+        bundled: features that came with the model; they are read alone.
     """
 
-    def __init__(self, load: Callable[[], tuple[T5TextEncoder, Residency]], cache: TextCache | None = None) -> None:
+    def __init__(
+        self,
+        load: Callable[[], tuple[T5TextEncoder, Residency]],
+        cache: TextCache | None = None,
+        bundled: TextCache | None = None,
+    ) -> None:
         self._load = load
         self._loaded: tuple[T5TextEncoder, Residency] | None = None
         self.cache = cache
+        self.bundled = bundled
 
     @property
     def residency(self) -> Residency | None:
@@ -40,14 +47,14 @@ class PromptEncoder:
 
     def encode(self, prompt: str) -> CaptionFeatures:
         """Features and mask of ``prompt`` on the CPU; ValueError for text that cannot be cleaned."""
-        if self.cache is None:
-            return self._compute(prompt)
         text = clean_caption(prompt)
-        known = self.cache.read(text)
-        if known is None:
-            known = self._compute(prompt)
-            self.cache.write(text, known)
-        return known
+        for kept in (self.bundled, self.cache):
+            if kept is not None and (known := kept.read(text)) is not None:
+                return known
+        found = self._compute(prompt)
+        if self.cache is not None:
+            self.cache.write(text, found)
+        return found
 
     def _compute(self, prompt: str) -> CaptionFeatures:
         t5, residency = self.ready()
@@ -57,7 +64,7 @@ class PromptEncoder:
 
 
 def prompt_encoder(config: MagiConfig, directory: Path, device: torch.device) -> PromptEncoder:
-    """The encoder in ``directory`` as the configuration wants it; loaded at once where there is no cache.
+    """The encoder in ``directory`` as the configuration wants it; loaded at once where no features lie on disk.
 
     Args:
         config: the whole configuration.
@@ -79,12 +86,16 @@ def prompt_encoder(config: MagiConfig, directory: Path, device: torch.device) ->
             f"the text encoder in {directory} gives features of {width} numbers, but the transformer takes "
             f"caption_channels {config.model.caption_channels}: they do not belong together"
         )
-    if runtime.text_cache is None:
+    if runtime.text_cache is None and runtime.known_prompts is None:
         encoder = PromptEncoder(load)
         encoder.ready()
         return encoder
     identity = encoder_identity(folder, length, DTYPE, own)
-    return PromptEncoder(load, TextCache(cache_folder(runtime.text_cache), identity))
+    cache = None if runtime.text_cache is None else TextCache(cache_folder(runtime.text_cache), identity)
+    if runtime.known_prompts is None:
+        return PromptEncoder(load, cache)
+    bundled = require_path(runtime.known_prompts, "runtime_config.known_prompts")
+    return PromptEncoder(load, cache, TextCache(bundled, identity))
 
 
 def _own_device(name: str, device: torch.device) -> torch.device:

@@ -1,8 +1,8 @@
 """Training checkpoints to the folders of a published model: `python -m example.nano.training.export`.
 
-Writes `weights/` (transformer, VAE, T5 with its tokenizer, special tokens) from the averaged weights in `work/`,
-with every tensor in the type in which a published distilled checkpoint stores it, and the measured scale factor into
-`configs/model/nano.json`.
+Writes `weights/` (transformer, VAE, T5 with its tokenizer, special tokens, features of captions) from the averaged
+weights in `work/`, with every tensor in the type in which a published distilled checkpoint stores it, and the measured
+scale factor into `configs/model/nano.json`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from example.nano.captions import write_captions
 from example.nano.model import CONFIG, NanoModel, magi_config
 from example.nano.text import save_text_encoder, special_tokens
 from example.nano.training.common import WORK, load_checkpoint
@@ -75,6 +76,7 @@ def export(checkpoint: Path, folder: Path, averaged: bool) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     beside.rename(folder)
+    write_captions(folder)
     write_scale_factor(scale_factor)
     files = [file for file in folder.rglob("*") if file.is_file()]
     for file in sorted(files):

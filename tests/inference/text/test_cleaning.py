@@ -1,11 +1,14 @@
 """The caption cleaning against the reference prompts and against each rule's own edge cases."""
 
 import json
+import random
 
+import ftfy
 import pytest
+from bs4 import BeautifulSoup
 from bs4.exceptions import ParserRejectedMarkup
 
-from inference.text.cleaning import clean_caption, clean_caption_once
+from inference.text.cleaning import PLAIN, clean_caption, clean_caption_once
 from tests.paths import GOLDEN
 
 REFERENCE = json.loads((GOLDEN / "text_clean.json").read_text(encoding="utf-8"))["items"]
@@ -70,7 +73,7 @@ def test_hopeless_markup_is_a_clear_error(monkeypatch):
     def rejects(*arguments, **named):
         raise ParserRejectedMarkup("expected name token")
 
-    monkeypatch.setattr("inference.text.cleaning.BeautifulSoup", rejects)
+    monkeypatch.setattr("bs4.BeautifulSoup", rejects)
     with pytest.raises(ValueError, match="markup"):
         clean_caption("a cat <![<")
 
@@ -85,3 +88,12 @@ def test_ten_thousand_characters_stay_ten_thousand(unit):
     # No rule may blow up on a long prompt: the patterns are linear or nearly so on these.
     prompt = (unit * 10_000)[:10_000]
     assert len(clean_caption(prompt)) <= 2 * len(prompt)
+
+
+def test_what_the_libraries_are_not_asked_about_they_would_not_change() -> None:
+    letters = [character for character in map(chr, range(0x250)) if PLAIN.fullmatch(character)]
+    assert len(letters) == 92  # of the 95 printable ones of ASCII all but those of markup: & < >
+    draw = random.Random(0)
+    for length in (0, 1, 2, 3, 10, 100) * 30:
+        text = "".join(draw.choices(letters, k=length))
+        assert BeautifulSoup(text, features="html.parser").text == ftfy.fix_text(text) == text
