@@ -11,7 +11,9 @@ from inference.files import replacing
 
 def commit() -> str | None:
     """The checkout's commit, marked where files were changed; None outside a git checkout."""
-    command = ["git", "-C", str(REPOSITORY_ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    # Without locks: a run that is killed here must not leave one in the checkout.
+    git = ["git", "--no-optional-locks", "-C", str(REPOSITORY_ROOT)]
+    command = [*git, "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):

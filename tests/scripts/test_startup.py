@@ -35,7 +35,7 @@ PROGRAMS = (
 
 
 def run_all(*commands: list[str]) -> list[tuple[int, str, list[str]]]:
-    """Status, what was said, and the heavy modules there after each of ``commands``, which are run one after another."""
+    """Status, what was said, and the heavy modules there after each of ``commands``, run one after another."""
     runner = [sys.executable, "-c", RUNNER, json.dumps(commands)]
     ended = subprocess.run(runner, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
     return json.loads(ended.stdout.splitlines()[-1])
