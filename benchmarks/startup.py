@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """How many processor seconds a program takes before it says or does anything: python benchmarks/startup.py
 
-Measured are `import torch`, and scripts/generate.py with a misspelt flag, with --help, and with the
+Measured are `import torch`, and scripts/generate.py with a misspelt flag, with --help, with --dry_run, and with the
 demonstration (scripts/single_run/flowcache_t2v.sh) until its progress bar shows a step. All of them in turn, --rounds
 times after one round that is not counted; the least of each is printed, since what else runs on a machine only adds.
 """
@@ -26,9 +26,11 @@ def commands(folder: Path) -> dict[str, list[str]]:
     demonstration = [*generate, "--prompt", prompt, "--method", "flowcache_fast"]
     demonstration += ["--output_path", str(folder / "video.mp4")]
     return {
-        TORCH: [sys.executable, "-c", "import torch"],
+        # Without taking it down again, as the demonstration, which is killed, does not.
+        TORCH: [sys.executable, "-c", "import os, torch; os._exit(0)"],
         "a typing error": [*generate, "--promt", prompt],
         "--help": [*generate, "--help"],
+        "--dry_run": [*demonstration, "--dry_run"],
         "the demonstration's first step": demonstration,
     }
 

@@ -163,7 +163,7 @@ def presets() -> list[str]:
 
 def method_path(method: str) -> str:
     """The file of a method: of a preset that is called so, or the path that ``method`` is."""
-    if method in presets() and not Path(method).exists():
+    if method in presets() and not Path(method).is_file():  # nor where a folder, such as that of our code, is called so
         return str(Path(PRESETS) / f"{method}.yaml")
     return method
 

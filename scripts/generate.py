@@ -97,6 +97,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         "--noise2clean_kvrange",
         help='key window in chunks by noise level, as "5,4,3,2", or "full" for all history (default: the method\'s)',
     )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="say what would be made, and what memory, disk and time it takes"
+    )
     parser.add_argument("--quiet", action="store_true", help="only warnings and errors, no progress bar")
     group = parser.add_argument_group("run settings (each replaces the configuration's value)")
     group.add_argument(
@@ -127,15 +130,33 @@ def add_targets(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def generate(args: argparse.Namespace, argv: list[str]) -> None:
-    """Check the arguments, the configuration and the method, then make the video."""
+def generate(args: argparse.Namespace, argv: list[str]) -> int:
+    """Check the arguments, the configuration and the method, then make the video, or say what that would take; the
+    exit status.
+    """
     check_mode(args)
     method, config = resolve_method(args)
     if not launched_rank():
         check_output(args)
+    if args.dry_run:
+        return describe(args, method, config)
     from harness.run.making import make_video
 
     make_video(args, method, config, Path(__file__), argv)
+    return 0
+
+
+def describe(args: argparse.Namespace, method: Method, config: MagiConfig) -> int:
+    """Print what the run would make and take; 0 where it would start and has room."""
+    from harness.run.preview import preview
+
+    good = True
+    for finding in preview(args, method, config):
+        mark = "NO" if finding.ok is False else ""
+        print(f"{mark:3s}{finding.name:8s} " + finding.detail.replace("\n", f"\n{'':12s}"))
+        good = good and finding.ok is not False
+    print("nothing was made: this is a dry run" if good else "nothing was made; the run would not start, or not fit")
+    return 0 if good else 1
 
 
 def check_mode(args: argparse.Namespace) -> None:
@@ -154,14 +175,14 @@ def check_output(args: argparse.Namespace) -> None:
     """Refuse what cannot be written or must not be replaced, and say what will be."""
     if args.no_overwrite:
         args.output_path = str(numbered(Path(args.output_path)))
-    video = check_output_path(args.output_path)
+    video = check_output_path(args.output_path, trial=not args.dry_run)
     given = {name: getattr(args, name) for name in FILES}
     inputs = {name: None if path is None else resolve_path(path) for name, path in given.items()}
-    for name in (video, partial_path(video)):
+    for name in (video, partial_path(video)) if not args.dry_run else (video,):
         sidecar, picture = report_paths(name)
         refuse_inputs((name, sidecar, picture), inputs)
         refuse_foreign_report(sidecar, picture)
-    if video.exists():
+    if video.exists() and not args.dry_run:
         logger.info("%s exists; it stays until the new one is complete, and is replaced then (--no_overwrite)", video)
 
 

@@ -16,6 +16,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from harness.device import set_threads
 from harness.launch import own_device, share_among, undisturbed_end
 from harness.methods import Method
+from harness.program import launched_rank
+from harness.run.need import refuse_too_long
 from harness.sidecar import describe_run, leave_report
 from harness.signals import undisturbed
 from inference.config import MagiConfig, resolve_path
@@ -38,6 +40,8 @@ def make_video(args: argparse.Namespace, method: Method, config: MagiConfig, scr
     device = own_device(args.device)
     set_threads(args.threads, config)
     sample, schedule = read_sample(args, method, config)
+    if not launched_rank():
+        refuse_too_long(config, method, device, Path(args.output_path), args.lossless)
     share_among(args.gpus, args.device, config, script, argv)
 
     report = RunReport()

@@ -15,8 +15,9 @@ _LONGEST_ENDING = ".reuse.png"
 _PARTIAL = ".partial"
 
 
-def check_output_path(path: str | Path) -> Path:
-    """Make sure early that the video can be written later: makes the folder and tries to write in it.
+def check_output_path(path: str | Path, *, trial: bool = True) -> Path:
+    """Make sure early that the video can be written later: makes the folder and tries to write in it. Without ``trial``
+    nothing is made: only the name is looked at.
 
     Raises ValueError if the name does not end in .mp4, and OSError (IsADirectoryError, PermissionError, ...) if the
     path is a folder, its name is too long, its folder cannot be made or written to, or another run is writing it.
@@ -30,23 +31,33 @@ def check_output_path(path: str | Path) -> Path:
     for place in {path.parent, target.parent}:
         if place.exists() and not place.is_dir():
             raise NotADirectoryError(f"cannot write to the output folder {place}: it is a file")
-        trial = hidden_beside(place / path.name, f"{os.getpid()}.trial")
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-            trial.write_bytes(b"trial")
-        except OSError as error:
-            raise OSError(error.errno, f"cannot write to the output folder {place}: {error.strerror}") from error
-        finally:
-            with suppress(OSError):
-                trial.unlink()
+        if trial:
+            _try_to_write(place, path.name)
         _check_name(path.stem if place == path.parent else target.stem, place)
     if hidden_beside(target, "part.mp4").exists():
         _refuse_a_second_writer(target)
     return path
 
 
+def existing_folder(folder: Path) -> Path:
+    """``folder``, or the first above it that exists: where it would be made."""
+    return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.is_dir())
+
+
+def _try_to_write(folder: Path, name: str) -> None:
+    trial = hidden_beside(folder / name, f"{os.getpid()}.trial")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial.write_bytes(b"trial")
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write to the output folder {folder}: {error.strerror}") from error
+    finally:
+        with suppress(OSError):
+            trial.unlink()
+
+
 def _check_name(stem: str, folder: Path) -> None:
-    size, most = len(os.fsencode(stem + _LONGEST_ENDING)), longest_name(folder)
+    size, most = len(os.fsencode(stem + _LONGEST_ENDING)), longest_name(existing_folder(folder))
     if size > most:
         raise OSError(
             errno.ENAMETOOLONG,

@@ -245,6 +245,9 @@ def test_a_method_is_named_or_a_file(script: ModuleType, tmp_path: Path, monkeyp
     )
     assert {**named[0], "source": ""} == {**by_path[0], "source": ""}
     assert named[0]["source"] == "configs/method/flowcache_fast.yaml"
+    # In the checkout there is a folder of code that is called so.
+    monkeypatch.chdir(ROOT)
+    assert settings(script, "--method", "multistep")[0]["source"] == "configs/method/multistep.yaml"
     # A file of the user's that has the name of a preset is the user's; numbers may be written as in JSON, with a mark.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "multistep").write_text("\ufeffmethod: flowcache\nrel_l1_thresh: 1e-2\n", encoding="utf-8")
