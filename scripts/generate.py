@@ -97,9 +97,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         "--noise2clean_kvrange",
         help='key window in chunks by noise level, as "5,4,3,2", or "full" for all history (default: the method\'s)',
     )
-    parser.add_argument(
-        "--dry_run", action="store_true", help="say what would be made, and what memory, disk and time it takes"
-    )
+    parser.add_argument("--dry_run", action="store_true", help="say what would be made and taken, and make nothing")
     parser.add_argument("--quiet", action="store_true", help="only warnings and errors, no progress bar")
     group = parser.add_argument_group("run settings (each replaces the configuration's value)")
     group.add_argument(
