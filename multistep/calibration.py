@@ -7,6 +7,7 @@ prompts). Adding such errors up, the best pattern of every length is a shortest 
 programming over (computed before, computed last). No run of the model is needed.
 """
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -16,23 +17,29 @@ from torch import Tensor
 
 from inference.reuse import NoMemory
 from inference.schedule import Schedule, Step
+from multistep.config import spaced
 
 # What an error that will be corrected counts, against one that stays: until then the model sees latents that are off
-# by it. Patterns change little between 0.05 and 1 (docs/experiments.md).
-_PASSING = 0.05
+# by it. Which weight is right depends on how few steps are computed; closed-loop runs decide (docs/experiments.md).
+PASSING = (0.05, 2.0)
+# Exponents of the spacings that are tried beside what the dynamic programming finds.
+SPACINGS = (1.5, 1.8)
 
 
 class VelocityRecorder(NoMemory):
     """An advancer of runs that compute everything: it sums up the inner products of each chunk's velocities.
 
     `gram` (N, N) float64 over the chunks that finished since it was made, `chunks` their number, `times` (N + 1,) the
-    noise levels.
+    noise levels. Of the last video, by chunk: `travelled`, its clean latents less its noise (16, T, H, W), and `grams`,
+    its own inner products.
     """
 
     def __init__(self) -> None:
         self.gram = np.zeros((0, 0))
         self.times = np.zeros(0)
         self.chunks = 0
+        self.travelled: dict[int, Tensor] = {}
+        self.grams: dict[int, np.ndarray] = {}
         self._velocities: dict[int, list[Tensor]] = {}
 
     def reset(self, schedule: Schedule) -> None:
@@ -41,13 +48,16 @@ class VelocityRecorder(NoMemory):
         if not self.chunks:
             self.gram = np.zeros((schedule.num_steps, schedule.num_steps))
             self.times = schedule.times.astype(np.float64)
-        self._velocities = {}
+        self._velocities, self.travelled, self.grams = {}, {}, {}
 
     def observe(self, step: Step, chunk: int, velocity: Tensor) -> None:
+        gain = velocity * step.of(chunk).dt
+        self.travelled[chunk] = self.travelled[chunk] + gain if chunk in self.travelled else gain
         self._velocities.setdefault(chunk, []).append(velocity.flatten())
         if step.finished == chunk:
             recorded = torch.stack(self._velocities.pop(chunk)).double()
-            self.gram += (recorded @ recorded.T).cpu().numpy()
+            self.grams[chunk] = (recorded @ recorded.T).cpu().numpy()
+            self.gram += self.grams[chunk]
             self.chunks += 1
 
 
@@ -97,8 +107,35 @@ def _correction_errors(gram: np.ndarray, times: np.ndarray) -> np.ndarray:
     return errors
 
 
-def best_patterns(
+def candidates(
     gram: np.ndarray, times: np.ndarray, lengths: Iterable[int], damping: float = 0.8, correct: bool = True
+) -> dict[int, dict[str, tuple[int, ...]]]:
+    """By length: patterns worth a run in the closed loop, by how they were found; each pattern once.
+
+    Arguments and errors are those of `best_patterns`.
+    """
+    steps = len(gram)
+    found: dict[int, dict[str, tuple[int, ...]]] = {length: {} for length in sorted(set(lengths))}
+    for passing in PASSING:
+        for length, pattern in best_patterns(gram, times, found, damping, correct, passing).items():
+            _add(found[length], f"passing {passing:g}", pattern.steps)
+    for length, spacing in itertools.product(found, SPACINGS):
+        _add(found[length], f"spacing {spacing:g}", spaced(steps, length / steps, spacing))
+    return found
+
+
+def _add(found: dict[str, tuple[int, ...]], name: str, pattern: tuple[int, ...]) -> None:
+    if pattern not in found.values():
+        found[name] = pattern
+
+
+def best_patterns(
+    gram: np.ndarray,
+    times: np.ndarray,
+    lengths: Iterable[int],
+    damping: float = 0.8,
+    correct: bool = True,
+    passing: float = PASSING[0],
 ) -> dict[int, Pattern]:
     """The best pattern of every length.
 
@@ -107,6 +144,7 @@ def best_patterns(
         times: (N + 1,) noise levels.
         lengths: how many steps are computed, each 1 .. N.
         damping, correct: as in the settings.
+        passing: what a squared error that a correction will remove counts, against one that stays.
 
     Raises:
         ValueError: a length is not within 1 .. N.
@@ -117,7 +155,7 @@ def best_patterns(
     cost = _prediction_errors(gram, times, damping)
     ending = cost[:, :, count].copy()
     if correct:
-        cost[:, :, :count] = _PASSING * cost[:, :, :count] + _correction_errors(gram, times)
+        cost[:, :, :count] = passing * cost[:, :, :count] + _correction_errors(gram, times)
     # best[before, last]: the least error up to `last`, of patterns of the current length that end so.
     best = np.full((count + 1, count), np.inf)
     best[count, 0] = 0.0

@@ -19,6 +19,7 @@ _MARKS = {True: "met", False: "not met", None: "cannot be told"}
 COLUMNS = {
     "flop": "FLOP, times fewer",
     "psnr": "PSNR (dB)",
+    "low": "PSNR: 5 %, lowest",
     "speedup": "denoising, times faster",
     "quality": "task: all right",
     "changed": "became wrong / right",
@@ -48,6 +49,7 @@ def cells(row: Summary, how: str, has_lpips: bool) -> dict[str, str]:
         "seconds": f"{row.seconds:.2f}",
         "kv": f"{row.kv_cache_bytes / 2**20:.2f} MiB",
         "psnr": _psnr(row),
+        "low": "" if row.psnr is None or row.reference is None else f"{row.psnr.low_end:.1f}, {row.psnr.min:.1f}",
         "ssim": _likeness(row, row.ssim),
         "lpips": _likeness(row, row.lpips) if has_lpips else "not available",
         "quality": _quality(row),

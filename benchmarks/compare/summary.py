@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
+from metrics.tail import low_end
+
 # Of the normal distribution: 95 % lie within so many standard deviations.
 _DEVIATIONS = 1.96
 
@@ -63,10 +65,11 @@ class Spread(_Record):
 
 
 class Mean(_Record):
-    """`std` is the sample's standard deviation; None of a single value."""
+    """`std` is the sample's standard deviation; None of a single value. `low_end`: the 5th percentile."""
 
     mean: float
     std: float | None
+    low_end: float
     min: float
     max: float
     count: int
@@ -76,7 +79,8 @@ class Mean(_Record):
         if not values:
             return None
         std = statistics.stdev(values) if len(values) > 1 else None
-        return cls(mean=statistics.fmean(values), std=std, min=min(values), max=max(values), count=len(values))
+        ends = {"low_end": low_end(values), "min": min(values), "max": max(values)}
+        return cls(mean=statistics.fmean(values), std=std, count=len(values), **ends)
 
 
 class Share(_Record):

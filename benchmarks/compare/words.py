@@ -82,7 +82,8 @@ def captions(first_prompt: str) -> dict[str, str]:
             "Tables go on to the right where the screen is narrow. Computed and FLOP are relative to the reference. "
             "Seconds are the median over the samples; how many times "
             "faster is the median of the pairs, with the lowest and the highest. PSNR is of the mean squared error "
-            "over all frames of a video: mean over the samples ± their standard deviation. “Task: all right” counts "
+            "over all frames of a video: mean over the samples ± their standard deviation, and beside it the 5th "
+            "percentile and the lowest, which a mean hides. “Task: all right” counts "
             "the videos that show the background, colours, shapes and motion of their caption, with the 95 % interval "
             "of that share; the last column says how many became wrong and right against the same sample uncached."
         ),

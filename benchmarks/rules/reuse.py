@@ -29,7 +29,7 @@ from harness.device import set_threads
 from harness.json_files import commit, save_json
 from harness.sidecar import describe_device
 from inference.config import load_config
-from inference.pipeline import MagiPipeline
+from inference.pipeline import MagiPipeline, Sample
 from inference.reuse import Reuse
 from metrics.similarity.measures import psnr
 from multistep.calibration import VelocityRecorder, best_patterns
@@ -84,7 +84,7 @@ def calibrated(steps: int, recorder: VelocityRecorder) -> Iterator[Rule]:
     gram = recorder.gram / recorder.chunks
     lengths = sorted({max(2, round(share * steps)) for share in (1 / 16, 3 / 32, 1 / 8, 3 / 16, 1 / 4)})
     for damping in (0.6, 0.8, 1.0):
-        for count, pattern in best_patterns(gram, recorder.times, lengths, damping).items():
+        for count, pattern in best_patterns(gram, recorder.times, lengths, damping, passing=0.05).items():
             rule = replace(OURS, name=f"calibrated {count}, damping {damping}", steps=pattern.steps, damping=damping)
             yield rule
             if damping == OURS.damping:
@@ -114,7 +114,7 @@ class Outcome:
 def try_rule(pipeline: MagiPipeline, rule: Rule, prompts: Sequence[str], uncached: dict) -> Outcome:
     quality, flops, tried = [], 0.0, rule.make()
     for prompt in prompts:
-        frames, _, work = make_video(pipeline, prompt, tried.reuse())
+        frames, _, work = make_video(pipeline, Sample(prompt), tried.reuse())
         flops += work
         decibels = psnr(float(((uncached[prompt][0].double() - frames.double()) / 255).square().mean()))
         quality.append(99.0 if decibels is None else round(decibels, 2))
@@ -142,12 +142,12 @@ def main(argv: list[str] | None = None) -> int:
     set_threads(None, config)
     pipeline = MagiPipeline.load(config, torch.device("cpu"))
     prompts = [prompt_of(number, "captions")[1] for number in range(args.prompts)]
-    uncached = {prompt: make_video(pipeline, prompt, None) for prompt in tqdm(prompts, desc="uncached")}
+    uncached = {prompt: make_video(pipeline, Sample(prompt), None) for prompt in tqdm(prompts, desc="uncached")}
 
     def recording() -> VelocityRecorder:
         recorder = VelocityRecorder()
         for number in range(args.prompts):
-            make_video(pipeline, prompt_of(1000 + number, "captions")[1], Reuse(advancer=recorder))
+            make_video(pipeline, Sample(prompt_of(1000 + number, "captions")[1]), Reuse(advancer=recorder))
         return recorder
 
     tried = list(rules(args.num_steps, recording))

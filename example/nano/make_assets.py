@@ -1,4 +1,6 @@
-"""Draw the example media, `image.png` and `clip.mp4` in `example/assets/`: `python -m example.nano.make_assets`."""
+"""Draw the example media, `image.png` and `clip.mp4` in `example/assets/`, and write the captions that calibrate,
+`calibration_prompts.txt`: `python -m example.nano.make_assets`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from example.nano.scenes.data import FPS, Body, Scene
+from example.nano.scenes.data import FPS, KINDS, Body, Scene, held_out_caption, sample_scene
 from example.nano.scenes.drawing import render
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -19,6 +21,19 @@ IMAGE_SIZE = 256
 CLIP_FRAMES = 72
 IMAGE = Scene("sky", (Body("circle", "red", "big", "still", "slow", (30.0, 34.0), 0.0),))
 CLIP = Scene("sunset", (Body("square", "yellow", "big", "right", "slow", (10.0, 34.0), 0.0),))
+
+CALIBRATION_CAPTIONS = 60
+
+
+def calibration_prompts() -> list[str]:
+    """Captions that training never saw. Kinds of scenes take turns, ten of them, so that every third caption, which is
+    held out, is of every kind as often.
+    """
+    kinds, captions = list(KINDS), []
+    for number in range(CALIBRATION_CAPTIONS):
+        rng = np.random.default_rng([11, number])
+        captions.append(held_out_caption(sample_scene(rng, kind=kinds[number % len(kinds)]), rng))
+    return captions
 
 
 def write_clip(path: Path, frames: np.ndarray) -> None:
@@ -43,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     Image.fromarray(render(IMAGE, 1, IMAGE_SIZE)[0]).save(folder / "image.png", optimize=True)
     write_clip(folder / "clip.mp4", render(CLIP, CLIP_FRAMES))
-    for file in ("image.png", "clip.mp4"):
+    (folder / "calibration_prompts.txt").write_text("\n".join(calibration_prompts()) + "\n", encoding="utf-8")
+    for file in ("image.png", "clip.mp4", "calibration_prompts.txt"):
         print(f"{(folder / file).stat().st_size:>8,} {folder / file}")
 
 

@@ -1,93 +1,135 @@
-"""Making a calibration: patterns of several lengths found from uncached runs, and measured (docs/multistep.md,
-"Calibration").
+"""Making a calibration: patterns of several lengths found from uncached runs, tried in the closed loop, and measured
+(docs/multistep.md, "Calibration").
 """
 
-import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from harness.calibration.files import Entry, Ratio
+from harness.calibration.files import Entry, Ratio, Tried
+from harness.calibration.work import Caption, Measured, Uncached, Work
 from harness.methods import Method, MultistepSettings
 from inference.config import MagiConfig
 from inference.pipeline import MagiPipeline, RunReport, Sample
 from inference.reuse import Reuse
 from metrics.flops import TransformerSize, run_flops
 from metrics.similarity.measures import psnr
-from multistep.calibration import VelocityRecorder, best_patterns
+from multistep.calibration import VelocityRecorder, candidates
 
 # A video without any difference, in dB: what 8-bit frames can tell apart at most, about.
 _NO_DIFFERENCE = 99.0
 
 
-def calibrate(
-    pipeline: MagiPipeline,
-    prompts: Sequence[str],
-    held_out: Sequence[str],
-    lengths: Sequence[int],
-    progress: Callable[[], None],
-) -> tuple[MultistepSettings, list[Entry]]:
-    """Record uncached runs of `prompts`, find a pattern of every length, and measure it on them and on `held_out`, with
-    the nearly-clean copies of a distilled model and without.
+@dataclass(frozen=True)
+class Progress:
+    """`expect(n)`: so many more videos will be made or read. `done()`: one was."""
 
-    `progress` is called after every video, `count_videos` times.
-    """
-    settings = MultistepSettings()
-    recorder = VelocityRecorder()
-    make_video(pipeline, prompts[0], None)  # the first run of a process is slower
-    progress()
-    uncached = {}
-    for prompt in (*prompts, *held_out):
-        uncached[prompt] = make_video(pipeline, prompt, Reuse(advancer=recorder) if prompt in prompts else None)
-        progress()
-    patterns = best_patterns(
-        recorder.gram / recorder.chunks, recorder.times, lengths, settings.damping, settings.correct
-    )
-    entries = []
-    for length, discard in itertools.product(sorted(patterns), _discards(pipeline.config)):
-        changes = {"pattern": patterns[length].steps, "pattern_steps": pipeline.config.runtime.num_steps}
-        tried = settings.model_copy(update=changes | {"discard_nearly_clean_chunk": discard})
-        method, cached = Method("multistep", "calibration", tried), {}
-        for prompt in uncached:
-            cached[prompt] = make_video(pipeline, prompt, method.make_reuse())
-            progress()
-        entries.append(_entry(tried, uncached, cached, prompts, held_out))
-    return settings, entries
+    expect: Callable[[int], None]
+    done: Callable[[], None]
 
 
-def count_videos(config: MagiConfig, prompts: int, lengths: int) -> int:
-    """How many videos a calibration makes: with every pattern and without any, and one more to warm up."""
-    return (lengths * len(_discards(config)) + 1) * prompts + 1
+class Calibrator:
+    """Makes and measures the videos of one calibration; what `work` holds already is read."""
+
+    def __init__(self, pipeline: MagiPipeline, captions: Sequence[Caption], work: Work, progress: Progress) -> None:
+        self.pipeline, self.captions, self.work, self.progress = pipeline, captions, work, progress
+        self.chosen_by = [caption for caption in captions if not caption.held_out]
+        self.settings = MultistepSettings()
+
+    def run(self, lengths: Sequence[int]) -> list[Entry]:
+        """Record uncached runs, try several patterns of every length on the captions that are not held out, and measure
+        the best of each on all of them, with the nearly-clean copies of a distilled model and without.
+        """
+        make_video(self.pipeline, self.captions[0].sample, None)  # the first run of a process is slower
+        grams, times = self._record()
+        found = candidates(grams, times, lengths, self.settings.damping, self.settings.correct)
+        discards = _discards(self.pipeline.config)
+        tries = sum(map(len, found.values())) * len(self.chosen_by)
+        self.progress.expect(tries + len(found) * len(discards) * len(self.captions))
+        entries = []
+        for patterns in found.values():
+            tried = {name: self._try(pattern) for name, pattern in patterns.items()}
+            best = max(tried, key=lambda name: tried[name].mean)
+            entries += [self._entry(patterns[best], best, list(tried.values()), discard) for discard in discards]
+        return entries
+
+    def uncached(self, caption: Caption) -> Uncached:
+        return self.work.uncached(caption, lambda: record_video(self.pipeline, caption.sample))
+
+    def measure(self, caption: Caption, settings: MultistepSettings) -> Measured:
+        """A caption's video with `settings`, against its uncached one."""
+
+        def make() -> Measured:
+            reuse = Method("multistep", "calibration", settings).make_reuse()
+            frames, seconds, flop = make_video(self.pipeline, caption.sample, reuse)
+            return Measured(difference(self.uncached(caption).frames, frames.numpy()), seconds, flop)
+
+        found = self.work.measured(caption, settings.model_dump(mode="json", exclude_defaults=True), make)
+        self.progress.done()
+        return found
+
+    def _record(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean inner products of a chunk's velocities over the captions that are not held out, and noise levels."""
+        self.progress.expect(len(self.captions))
+        grams, times = [], np.zeros(0)
+        for caption in self.captions:
+            video = self.uncached(caption)
+            times = video.times
+            if not caption.held_out:
+                grams.append(video.grams.mean(0))
+            self.progress.done()
+        return np.mean(grams, axis=0), times
+
+    def _changed(self, pattern: tuple[int, ...], discard: bool) -> MultistepSettings:
+        steps = self.pipeline.config.runtime.num_steps
+        changes = {"pattern": pattern, "pattern_steps": steps, "discard_nearly_clean_chunk": discard}
+        return self.settings.model_copy(update=changes)
+
+    def _try(self, pattern: tuple[int, ...]) -> Tried:
+        settings = self._changed(pattern, discard=False)
+        return Tried.of(pattern, [self.measure(caption, settings).psnr for caption in self.chosen_by])
+
+    def _entry(self, pattern: tuple[int, ...], found_by: str, tried: list[Tried], discard: bool) -> Entry:
+        settings = self._changed(pattern, discard)
+        whole = {caption: self.uncached(caption) for caption in self.captions}
+        cached = {caption: self.measure(caption, settings) for caption in self.captions}
+        flops = [sum(video.flop for video in videos.values()) for videos in (whole, cached)]
+        return Entry(
+            pattern=pattern,
+            found_by=found_by,
+            tried=[one for one in tried if one.pattern != pattern],
+            discard_nearly_clean_chunk=discard,
+            psnr=[cached[caption].psnr for caption in self.captions if not caption.held_out],
+            checked_psnr=[cached[caption].psnr for caption in self.captions if caption.held_out],
+            flop_ratio=round(flops[0] / flops[1], 3),
+            seconds_ratio=Ratio.of((whole[caption].seconds, cached[caption].seconds) for caption in self.captions),
+        )
 
 
 def _discards(config: MagiConfig) -> tuple[bool, ...]:
     return (False, True) if config.engine.distill else (False,)
 
 
-def make_video(pipeline: MagiPipeline, prompt: str, reuse: Reuse | None) -> tuple[torch.Tensor, float, float]:
+def record_video(pipeline: MagiPipeline, sample: Sample) -> Uncached:
+    """An uncached video with what its velocities tell."""
+    recorder = VelocityRecorder()
+    frames, seconds, flop = make_video(pipeline, sample, Reuse(advancer=recorder))
+    travelled = torch.stack(list(recorder.travelled.values())).cpu().numpy()
+    grams = np.stack(list(recorder.grams.values()))
+    return Uncached(frames.numpy(), travelled, grams, recorder.times, seconds, flop)
+
+
+def make_video(pipeline: MagiPipeline, sample: Sample, reuse: Reuse | None) -> tuple[torch.Tensor, float, float]:
     """Frames (T, H, W, 3) uint8, seconds of denoising, floating point operations."""
     report = RunReport()
-    frames = torch.cat(list(pipeline.frames(Sample(prompt), reuse=reuse, report=report)))
+    frames = torch.cat(list(pipeline.frames(sample, reuse=reuse, report=report)))
     flops = run_flops(TransformerSize.of(pipeline.config.model.model_dump()), report.record.forwards)
     return frames, report.seconds["denoise"], float(flops)
 
 
-Videos = dict[str, tuple[torch.Tensor, float, float]]
-
-
-def _entry(
-    tried: MultistepSettings, uncached: Videos, cached: Videos, prompts: Sequence[str], held_out: Sequence[str]
-) -> Entry:
-    def quality(prompt: str) -> float:
-        difference = uncached[prompt][0].double() - cached[prompt][0].double()
-        decibels = psnr(float((difference / 255).square().mean()))
-        return _NO_DIFFERENCE if decibels is None else round(decibels, 2)
-
-    return Entry(
-        pattern=tried.pattern or (),
-        discard_nearly_clean_chunk=tried.discard_nearly_clean_chunk,
-        psnr=[quality(prompt) for prompt in prompts],
-        checked_psnr=[quality(prompt) for prompt in held_out],
-        flop_ratio=round(sum(video[2] for video in uncached.values()) / sum(video[2] for video in cached.values()), 3),
-        seconds_ratio=Ratio.of((uncached[prompt][1], cached[prompt][1]) for prompt in uncached),
-    )
+def difference(uncached: np.ndarray, cached: np.ndarray) -> float:
+    """PSNR in dB of two videos (T, H, W, 3) uint8, to two places."""
+    decibels = psnr(float(np.square((uncached.astype(np.float64) - cached) / 255).mean()))
+    return _NO_DIFFERENCE if decibels is None else round(decibels, 2)

@@ -281,10 +281,19 @@ def test_summary_of_numbers_made_by_hand() -> None:
     assert row.flop_share == pytest.approx(0.3) and row.flop_ratio == pytest.approx(1 / 0.3)
     assert row.computed_share == 0.25 and row.kv_share == 0.5 and row.seconds == 4 and row.flop == 300
     assert (row.psnr.mean, row.psnr.std, row.psnr.count, row.identical) == (35, pytest.approx(50**0.5), 2, 1)
+    assert (row.psnr.min, row.psnr.low_end) == (30, pytest.approx(30.5))
     assert row.lpips is None and row.ssim.mean == 0.5
     assert (row.quality["all"].right, row.quality["colour"].right, row.lost, row.gained) == (2, 3, 1, 1)
     whole = summary.summarise("whole", "g", None, wholes, {})
     assert whole.speedup is None and whole.flop_share == 1 and whole.psnr is None and whole.lost == 0
+
+
+def test_the_low_end_stands_beside_the_mean() -> None:
+    goals, report = load_benchmark("compare/goals"), load_benchmark("compare/report")
+    row = table_row(goals, "m", "g", 0.5, 40.0)
+    row = row.model_copy(update={"psnr": row.psnr.model_copy(update={"low_end": 31.26, "min": 24.0})})
+    assert report.cells(row, "", False)["low"] == "31.3, 24.0" and "low" in report.COLUMNS
+    assert report.cells(row.model_copy(update={"reference": None, "psnr": None}), "", False)["low"] == ""
 
 
 def test_a_changed_uncached_video_is_seen() -> None:
@@ -303,7 +312,7 @@ def test_wilson(right: int, count: int, low: float, high: float) -> None:
 
 
 def table_row(goals: ModuleType, name: str, group: str, share: float, psnr: float, lost: int = 0) -> Any:
-    mean = {"mean": psnr, "std": None, "min": psnr, "max": psnr, "count": 9}
+    mean = {"mean": psnr, "std": None, "low_end": psnr, "min": psnr, "max": psnr, "count": 9}
     return goals.Summary.model_validate(
         {
             **{"name": name, "group": group, "reference": "whole", "samples": 9, "seconds": 1, "total_seconds": 1},
