@@ -78,6 +78,8 @@ class Method:
     @property
     def remembered(self) -> int:
         """Tensors of a chunk's latents that are kept of each chunk in the window: velocities, and what was gained."""
+        if isinstance(self.settings, MultistepConfig) and self.settings.solver is not None:
+            return len(self.settings.solver.levels)
         return 0 if self.settings is None else 3 if self.settings.correct else 2
 
     def make_cache(self, geometry: "KVGeometry") -> "KVCache":
@@ -132,15 +134,19 @@ def make_reuse(settings: FlowCacheConfig | TeaCacheConfig | MultistepConfig) -> 
     from inference.advance import MemoryAdvancer
     from inference.reuse import Reuse
     from multistep.decider import PatternDecider
+    from multistep.solver import SolverAdvancer, SolverLevels
     from teacache.decider import WindowDecider
 
+    copies = not settings.discard_nearly_clean_chunk
     if isinstance(settings, MultistepConfig):
         decider: Any = PatternDecider(settings)
+        if settings.solver is not None:
+            levels = SolverLevels(settings.solver, settings.pattern or ())
+            return Reuse(decider, SolverAdvancer(settings.solver), settings.clean_pass, copies, levels)
     elif isinstance(settings, FlowCacheConfig):
         decider = ChunkwiseDecider(settings)
     else:
         decider = WindowDecider(settings)
-    copies = not settings.discard_nearly_clean_chunk
     return Reuse(decider, MemoryAdvancer(settings), settings.clean_pass, copies)
 
 
@@ -246,11 +252,12 @@ def read_window(value: Any, source: str) -> tuple[int, ...] | None:
 
 
 def parameters() -> dict[str, dict[str, FieldInfo]]:
-    """Every parameter's name, with the methods that take it."""
+    """The name of every parameter that can be a flag, with the methods that take it."""
     found: dict[str, dict[str, FieldInfo]] = {}
     for method, model in METHODS.items():
         for name, field in ({} if model is None else model.model_fields).items():
-            found.setdefault(name, {})[method] = field
+            if field.json_schema_extra != {"flag": False}:
+                found.setdefault(name, {})[method] = field
     return found
 
 

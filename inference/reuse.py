@@ -7,14 +7,14 @@ others gain, and corrects them by a velocity that was computed. Both serve one-p
 they see neither captions nor passes, and any decider goes with any advancer.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from inference.schedule import Schedule, Step
+from inference.schedule import ChunkStep, Schedule, Step
 
 # What a decider may look at: the patch-embedded latents of every chunk in the window, made only when asked for.
 Features = Callable[[], Mapping[int, Tensor]]
@@ -79,10 +79,16 @@ class NoMemory:
         raise RuntimeError(f"chunk {chunk} was not computed at step {step.number}, but nothing is remembered here")
 
 
+def scheduled_level(entry: ChunkStep) -> float:
+    """The noise level of the schedule, at which MAGI-1 asks its model."""
+    return entry.t
+
+
 @dataclass(frozen=True)
 class Reuse:
     """How a video is cached: who decides, who advances, and which of MAGI-1's passes are made. The defaults are MAGI-1.
 
+    ``noise_level``: at which noise level (0 noise, 1 clean) the model is asked about a chunk that is computed.
     ``clean_pass``: a finished chunk is encoded once more, clean, before later chunks rely on its keys.
     ``nearly_clean_copy``: a distilled model's extra copy of a nearly clean first chunk is made.
     """
@@ -91,11 +97,22 @@ class Reuse:
     advancer: Advancer = field(default_factory=NoMemory)
     clean_pass: bool = True
     nearly_clean_copy: bool = True
+    noise_level: Callable[[ChunkStep], float] = scheduled_level
 
     def reset(self, schedule: Schedule) -> None:
         """Make both as new, at the start of a video."""
         self.decider.reset(schedule)
         self.advancer.reset(schedule)
+
+    def asked(self, step: Step, todo: Collection[int]) -> Step:
+        """``step`` with the noise levels at which the model is asked about the chunks ``todo``; key windows and all
+        else stay the schedule's.
+        """
+        levels = [self.noise_level(entry) if entry.chunk in todo else entry.t for entry in step.window]
+        if levels == [entry.t for entry in step.window]:
+            return step
+        window = tuple(replace(entry, t=level) for entry, level in zip(step.window, levels, strict=True))
+        return replace(step, window=window)
 
 
 def relative_l1_by_chunk(current: Mapping[int, Tensor], previous: Mapping[int, Tensor]) -> dict[int, float]:

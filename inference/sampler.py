@@ -135,11 +135,11 @@ class Sampler:
         for step in schedule.steps:
             clean = step.clean if self.reuse.clean_pass and step.clean != encoded else None
             window.overwrite(step)
-            todo = self.parallel.from_first(
-                partial(self.reuse.decider.select, step, partial(self._features, window, step))
-            )
+            features = partial(self._features, window, step)
+            todo = self.parallel.from_first(partial(self.reuse.decider.select, step, features))
             latents = {chunk: window.model_input(chunk) for chunk in (*todo, *(() if clean is None else (clean,)))}
-            velocities = guidance.velocities(step, latents, todo, clean, self.reuse.nearly_clean_copy)
+            asked = self.reuse.asked(step, todo)
+            velocities = guidance.velocities(asked, latents, todo, clean, self.reuse.nearly_clean_copy)
             self._integrate(step, window, velocities)
             finite.step(step.number, {chunk: window.chunks[chunk] for chunk in step.chunks})
 
@@ -152,7 +152,7 @@ class Sampler:
                 passes += (encoded,)
             self.cache.end_step(step)
 
-            copied = guidance.copied_chunk(step, todo) if self.reuse.nearly_clean_copy else None
+            copied = guidance.copied_chunk(asked, todo) if self.reuse.nearly_clean_copy else None
             entry = StepRecord(step.number, todo, _skipped(step, todo), passes, copied, compacts)
             self.record.steps.append(entry)
             if on_step is not None:

@@ -3,15 +3,43 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from inference.settings import AdvanceSettings, PassSettings
+from inference.settings import AdvanceSettings, PassSettings, Settings
 
 if TYPE_CHECKING:
     from inference.schedule import Schedule
 
 Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
+
+
+Numbers = Annotated[tuple[float, ...], Field(strict=False)]
+Rows = Annotated[tuple[Numbers, ...], Field(strict=False)]
+
+
+class Solver(Settings):
+    """Coefficients that a calibration fitted to a pattern of n own steps.
+
+    ``levels``: the noise level at which the model is asked at each. ``first``, ``later``: of the first chunk that is
+    made and of the others, a row a computed step with a weight for every velocity so far: what the chunk gains up to
+    its next computed step, or its end.
+    """
+
+    levels: Numbers
+    first: Rows
+    later: Rows
+
+    @model_validator(mode="after")
+    def _triangular(self) -> "Solver":
+        count = len(self.levels)
+        for name in ("first", "later"):
+            lengths = [len(row) for row in getattr(self, name)]
+            if lengths != list(range(1, count + 1)):
+                raise ValueError(f"{name} has rows of {lengths} weights; with {count} levels they are 1 to {count}")
+        if not all(0 <= level < 1 for level in self.levels):
+            raise ValueError(f"levels {list(self.levels)} must lie from 0, which is noise, to below 1")
+        return self
 
 
 class MultistepConfig(PassSettings, AdvanceSettings):
@@ -36,6 +64,12 @@ class MultistepConfig(PassSettings, AdvanceSettings):
     )
     correct: bool = Field(True, description=AdvanceSettings.model_fields["correct"].description)
 
+    solver: Solver | None = Field(
+        None,
+        description="coefficients of a calibrated solver for this pattern; damping and correct then mean nothing",
+        json_schema_extra={"flag": False},  # dozens of numbers
+    )
+
     @field_validator("pattern", mode="before")
     @classmethod
     def _sequence(cls, value: Any) -> Any:
@@ -59,6 +93,9 @@ class MultistepConfig(PassSettings, AdvanceSettings):
 
     def problems(self, schedule: "Schedule") -> Iterator[str]:
         """What stands against running these settings on `schedule`, one sentence each with its numbers."""
+        if self.solver is not None and len(self.pattern or ()) != len(self.solver.levels):
+            evaluations = f"{len(self.solver.levels)} evaluations"
+            yield f"the solver has {evaluations}, but the pattern {len(self.pattern or ())} steps; give its own pattern"
         if self.pattern is None:
             return
         if self.pattern_steps is None:

@@ -174,6 +174,10 @@ class Guidance:
             captions.append(self.captions.packed_cond(chunk) if conditional else self.captions.packed_null())
         return entries, x, t, captions
 
+    def _levels(self, t: list[float], device: torch.device) -> Tensor:
+        """The noise levels of a forward's entries, (E,) float32."""
+        return torch.tensor(t, dtype=torch.float32, device=device)
+
     def _encode_clean(self, kind: str, entries: list[Entry], x: list[Tensor], k: int) -> None:
         row = DROPPED_ROW if self.three_pass else CONDITIONAL_ROW
         captions = [self.captions.packed_null()] * len(entries)
@@ -190,7 +194,7 @@ class Guidance:
         frames = x[0].shape[1]
         out = self.dit(
             torch.stack(x),
-            torch.tensor(t, dtype=torch.float32, device=x[0].device),
+            self._levels(t, x[0].device),
             packed,
             context,
             first_frames=[0 if start_anew else entry.chunk * frames for entry in entries],
