@@ -56,6 +56,12 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--count", type=int, default=60, help="prompts used, every third held out (default: 60)")
     parser.add_argument("--lengths", type=int, nargs="+", help="computed steps of each pattern (default: 1/16 .. 1/2)")
+    parser.add_argument(
+        "--solver", type=int, nargs="+", default=[], metavar="LENGTH", help="fit a solver too, to patterns so long"
+    )
+    parser.add_argument(
+        "--iterations", type=int, default=120, help="of the fit, two prompts each (default: %(default)s)"
+    )
     parser.add_argument("--output", type=Path, help="where to write (default: configs/calibration/MODEL_STEPS.json)")
     parser.add_argument("--work", type=Path, help="folder of what was made so far (default: outputs/calibration)")
     parser.add_argument("--device", default="auto")
@@ -71,9 +77,13 @@ def run(args: argparse.Namespace) -> None:
     lengths = args.lengths or sorted({max(1, round(share * steps)) for share in _SHARES})
     if not all(1 <= length <= steps for length in lengths):
         raise ValueError(f"--lengths {lengths} must lie within 1 .. {steps}, the number of steps")
+    if not set(args.solver) <= set(lengths):
+        raise ValueError(f"--solver {args.solver} must be among the lengths {lengths}")
+    if args.iterations < 1:
+        raise ValueError(f"--iterations must be at least 1, got {args.iterations}")
     output = args.output or resolve_path(str(calibration_path(args.config_file, steps)))
     output.parent.mkdir(parents=True, exist_ok=True)
-    from harness.calibration.making import Calibrator, Progress
+    from harness.calibration.making import Calibrator, Fitting, Progress
     from harness.calibration.work import Caption, Work
     from harness.device import choose_device, set_threads
     from inference.pipeline import MagiPipeline
@@ -87,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
     pipeline = MagiPipeline.load(config, device)
     with tqdm(total=0, unit="video", dynamic_ncols=True) as bar:
         calibrator = Calibrator(pipeline, captions, work, Progress(lambda more: expect(bar, more), bar.update))
-        entries = calibrator.run(lengths)
+        entries = calibrator.run(lengths, Fitting(args.solver, args.iterations))
     calibration = Calibration(
         about=describe(args, config, device, prompts),
         conditions=conditions_of(config),

@@ -203,7 +203,9 @@ def resolve_method(args: argparse.Namespace) -> tuple[Method, MagiConfig]:
     source = args.calibration or str(calibration_path(args.config_file, config.runtime.num_steps))
     calibration = load_calibration(resolve_path(source), source)
     given = given_parameters(args)
-    return calibrated_method(calibration, source, config, args.target_psnr, args.target_speedup, given), config
+    return calibrated_method(
+        calibration, source, config, args.target_psnr, args.target_speedup, given, args.mode
+    ), config
 
 
 def resolve_config(args: argparse.Namespace, method: Method) -> MagiConfig:

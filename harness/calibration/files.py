@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -16,8 +16,11 @@ from harness.methods import Method, MultistepSettings, make_config
 from inference.config import MagiConfig
 from inference.files import read_json
 from metrics.tail import low_end
+from multistep.config import Solver
 
 logger = logging.getLogger(__name__)
+
+Mode = Literal["t2v", "i2v", "v2v"]
 
 # What has to be the same in a run for a calibration to speak of it, beside the weights.
 CONDITIONS = ("num_steps", "window_size", "noise2clean_kvrange", "num_layers", "hidden_size")
@@ -39,25 +42,28 @@ class Ratio(BaseModel):
 
 
 class Tried(BaseModel):
-    """A pattern that another one was preferred to; PSNR in dB over the calibration prompts."""
+    """A pattern that another one was preferred to, with PSNR in dB over the calibration prompts; or a fitted solver
+    that gained nothing, over the held-out ones.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     pattern: tuple[int, ...]
+    found_by: str
     mean: float
     low_end: float
     lowest: float
 
     @classmethod
-    def of(cls, pattern: tuple[int, ...], psnr: Sequence[float]) -> "Tried":
+    def of(cls, pattern: tuple[int, ...], found_by: str, psnr: Sequence[float]) -> "Tried":
         mean, low = round(statistics.mean(psnr), 2), round(low_end(psnr), 2)
-        return cls(pattern=pattern, mean=mean, low_end=low, lowest=min(psnr))
+        return cls(pattern=pattern, found_by=found_by, mean=mean, low_end=low, lowest=min(psnr))
 
 
 class Entry(BaseModel):
     """One pattern, with the nearly-clean copies of a distilled model or without. `psnr`: dB against the uncached video,
     per calibration prompt; `checked_psnr`: per held-out one. `found_by`, `tried`: how the pattern was found, and what
-    else of its length was run.
+    else of its length was run. `solver`: coefficients fitted to it, None for the rule.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -66,6 +72,7 @@ class Entry(BaseModel):
     found_by: str | None = None
     tried: list[Tried] = []
     discard_nearly_clean_chunk: bool
+    solver: Solver | None = None
     psnr: list[float]
     checked_psnr: list[float]
     flop_ratio: float
@@ -78,12 +85,13 @@ class Entry(BaseModel):
 
 
 class Calibration(BaseModel):
-    """A calibration file. `conditions`: what it holds for, by CONDITIONS."""
+    """A calibration file. `conditions`: what it holds for, by CONDITIONS. `mode`: what its videos were made from."""
 
     model_config = ConfigDict(extra="forbid")
 
     about: dict[str, Any]
     conditions: dict[str, Any]
+    mode: Mode = "t2v"
     damping: float
     correct: bool
     entries: list[Entry]
@@ -124,8 +132,11 @@ def calibrated_method(
     target_psnr: float | None,
     target_speedup: float | None,
     overrides: dict[str, Any],
+    mode: Mode = "t2v",
 ) -> Method:
     """The method that meets the target, as multi-step reuse with a calibrated pattern.
+
+    Solvers belong to the mode that they were fitted in; in another one the calibration's patterns are left.
 
     Raises:
         ValueError: the calibration is for other conditions, or no entry meets the target; with the numbers.
@@ -136,7 +147,11 @@ def calibrated_method(
                 f"{source} was made with {name} {calibration.conditions.get(name)}, but this run has {value}; "
                 "calibrate it (scripts/calibrate.sh)"
             )
-    entry = choose(calibration.entries, source, target_psnr, target_speedup)
+    entries = calibration.entries
+    if mode != calibration.mode:
+        logger.warning("%s was made in mode %s; what it promises is not known for %s", source, calibration.mode, mode)
+        entries = [entry for entry in entries if entry.solver is None]
+    entry = choose(entries, source, target_psnr, target_speedup)
     logger.info(
         "%s: %d of %d steps computed; 19 of 20 videos reach %.1f dB, %.2f times as fast is expected (calibrated on %s)",
         *(source, len(entry.pattern), config.runtime.num_steps, entry.promised_psnr, entry.seconds_ratio.median),
@@ -148,6 +163,7 @@ def calibrated_method(
         "discard_nearly_clean_chunk": entry.discard_nearly_clean_chunk,
         "damping": calibration.damping,
         "correct": calibration.correct,
+        "solver": None if entry.solver is None else entry.solver.model_dump(),
     }
     target = {"target_psnr": target_psnr} if target_psnr is not None else {"target_speedup": target_speedup}
     chosen = target | {

@@ -2,13 +2,17 @@
 (docs/multistep.md, "Calibration").
 """
 
-from collections.abc import Callable, Sequence
+import math
+import statistics
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from harness.calibration.differentiable import DifferentiableRun
 from harness.calibration.files import Entry, Ratio, Tried
+from harness.calibration.fitting import SolverFit, Target
 from harness.calibration.work import Caption, Measured, Uncached, Work
 from harness.methods import Method, MultistepSettings
 from inference.config import MagiConfig
@@ -16,7 +20,9 @@ from inference.pipeline import MagiPipeline, RunReport, Sample
 from inference.reuse import Reuse
 from metrics.flops import TransformerSize, run_flops
 from metrics.similarity.measures import psnr
+from metrics.tail import low_end
 from multistep.calibration import VelocityRecorder, candidates
+from multistep.config import Solver
 
 # A video without any difference, in dB: what 8-bit frames can tell apart at most, about.
 _NO_DIFFERENCE = 99.0
@@ -24,10 +30,19 @@ _NO_DIFFERENCE = 99.0
 
 @dataclass(frozen=True)
 class Progress:
-    """`expect(n)`: so many more videos will be made or read. `done()`: one was."""
+    """`expect(n)`: so many more videos will be made or read. `done(n)`: so many were."""
 
     expect: Callable[[int], None]
-    done: Callable[[], None]
+    done: Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """For which numbers of computed steps a solver is fitted, and how long: `iterations` of two captions each."""
+
+    lengths: Collection[int] = ()
+    iterations: int = 120
+    chunks: int = 3  # of a video: the first, and later ones with a past
 
 
 class Calibrator:
@@ -38,21 +53,27 @@ class Calibrator:
         self.chosen_by = [caption for caption in captions if not caption.held_out]
         self.settings = MultistepSettings()
 
-    def run(self, lengths: Sequence[int]) -> list[Entry]:
+    def run(self, lengths: Sequence[int], fitting: Fitting) -> list[Entry]:
         """Record uncached runs, try several patterns of every length on the captions that are not held out, and measure
-        the best of each on all of them, with the nearly-clean copies of a distilled model and without.
+        the best of each on all of them, with the nearly-clean copies of a distilled model and without; where asked for,
+        fit a solver to it, which is kept where held-out captions gain.
         """
         make_video(self.pipeline, self.captions[0].sample, None)  # the first run of a process is slower
         grams, times = self._record()
         found = candidates(grams, times, lengths, self.settings.damping, self.settings.correct)
         discards = _discards(self.pipeline.config)
-        tries = sum(map(len, found.values())) * len(self.chosen_by)
-        self.progress.expect(tries + len(found) * len(discards) * len(self.captions))
+        fits = len(discards) * sum(length in fitting.lengths for length in found)
+        measured = (len(found) * len(discards) + fits) * len(self.captions)
+        self.progress.expect(sum(map(len, found.values())) * len(self.chosen_by) + measured + fits * fitting.iterations)
         entries = []
-        for patterns in found.values():
-            tried = {name: self._try(pattern) for name, pattern in patterns.items()}
+        for length, patterns in found.items():
+            tried = {name: self._try(name, pattern) for name, pattern in patterns.items()}
             best = max(tried, key=lambda name: tried[name].mean)
-            entries += [self._entry(patterns[best], best, list(tried.values()), discard) for discard in discards]
+            others = [one for name, one in tried.items() if name != best]
+            for discard in discards:
+                settings = self._changed(patterns[best], discard)
+                rule = self._entry(settings, best, others)
+                entries += [rule] if length not in fitting.lengths else self._with_solver(rule, settings, fitting)
         return entries
 
     def uncached(self, caption: Caption) -> Uncached:
@@ -67,7 +88,7 @@ class Calibrator:
             return Measured(difference(self.uncached(caption).frames, frames.numpy()), seconds, flop)
 
         found = self.work.measured(caption, settings.model_dump(mode="json", exclude_defaults=True), make)
-        self.progress.done()
+        self.progress.done(1)
         return found
 
     def _record(self) -> tuple[np.ndarray, np.ndarray]:
@@ -79,7 +100,7 @@ class Calibrator:
             times = video.times
             if not caption.held_out:
                 grams.append(video.grams.mean(0))
-            self.progress.done()
+            self.progress.done(1)
         return np.mean(grams, axis=0), times
 
     def _changed(self, pattern: tuple[int, ...], discard: bool) -> MultistepSettings:
@@ -87,25 +108,72 @@ class Calibrator:
         changes = {"pattern": pattern, "pattern_steps": steps, "discard_nearly_clean_chunk": discard}
         return self.settings.model_copy(update=changes)
 
-    def _try(self, pattern: tuple[int, ...]) -> Tried:
+    def _try(self, name: str, pattern: tuple[int, ...]) -> Tried:
         settings = self._changed(pattern, discard=False)
-        return Tried.of(pattern, [self.measure(caption, settings).psnr for caption in self.chosen_by])
+        return Tried.of(pattern, name, [self.measure(caption, settings).psnr for caption in self.chosen_by])
 
-    def _entry(self, pattern: tuple[int, ...], found_by: str, tried: list[Tried], discard: bool) -> Entry:
-        settings = self._changed(pattern, discard)
-        whole = {caption: self.uncached(caption) for caption in self.captions}
+    def _entry(self, settings: MultistepSettings, found_by: str, tried: list[Tried]) -> Entry:
+        whole = {caption: self._cost(caption) for caption in self.captions}
         cached = {caption: self.measure(caption, settings) for caption in self.captions}
         flops = [sum(video.flop for video in videos.values()) for videos in (whole, cached)]
         return Entry(
-            pattern=pattern,
+            pattern=settings.pattern or (),
             found_by=found_by,
-            tried=[one for one in tried if one.pattern != pattern],
-            discard_nearly_clean_chunk=discard,
+            tried=tried,
+            discard_nearly_clean_chunk=settings.discard_nearly_clean_chunk,
+            solver=settings.solver,
             psnr=[cached[caption].psnr for caption in self.captions if not caption.held_out],
             checked_psnr=[cached[caption].psnr for caption in self.captions if caption.held_out],
             flop_ratio=round(flops[0] / flops[1], 3),
             seconds_ratio=Ratio.of((whole[caption].seconds, cached[caption].seconds) for caption in self.captions),
         )
+
+    def _cost(self, caption: Caption) -> Measured:
+        """What the uncached video took; its frames are not kept in memory."""
+        video = self.uncached(caption)
+        return Measured(_NO_DIFFERENCE, video.seconds, video.flop)
+
+    def _with_solver(self, rule: Entry, settings: MultistepSettings, fitting: Fitting) -> list[Entry]:
+        """The rule's entry, and that of the solver fitted to its pattern where it gains on held-out captions."""
+        solver = self._fit(settings, fitting)
+        fitted = self._entry(settings.model_copy(update={"solver": solver}), "fitted", [])
+        if gains(fitted.checked_psnr, rule.checked_psnr):
+            return [rule, fitted]
+        lost = Tried.of(rule.pattern, "fitted, on held-out prompts", fitted.checked_psnr)
+        return [rule.model_copy(update={"tried": [*rule.tried, lost]})]
+
+    def _fit(self, settings: MultistepSettings, fitting: Fitting) -> Solver:
+        run = DifferentiableRun(self.pipeline.dit, self.pipeline.config, fitting.chunks, self.pipeline.device)
+        targets, grams = [], []
+        for caption in self.chosen_by:
+            video, start = self.uncached(caption), run.start(self.pipeline, caption.sample)
+            travelled = torch.from_numpy(video.travelled[: run.chunks]).to(start.noise)
+            targets.append(Target(start, start.noise + travelled))
+            later = video.grams[1:] if len(video.grams) > 1 else video.grams
+            grams.append(np.stack([video.grams[0], later.mean(0)]) / travelled[0].numel())
+        copies = not settings.discard_nearly_clean_chunk
+        rule = (settings.damping, settings.correct)
+        fit = SolverFit(run, settings.pattern or (), np.mean(grams, axis=0), *rule, copies)
+        asked = settings.model_dump(mode="json", exclude_defaults=True) | {"fitting": [fitting.iterations, run.chunks]}
+        path = self.work.fit_path(self.chosen_by, asked)
+        if path.exists():
+            fit.load(path)
+            self.progress.done(fit.iteration)
+
+        def done(_: float) -> None:
+            self.progress.done(1)
+            if fit.iteration % 10 == 0 or fit.iteration == fitting.iterations:
+                fit.save(path)
+
+        fit.train(targets, fitting.iterations, done)
+        return fit.solver()
+
+
+def gains(fitted: Sequence[float], rule: Sequence[float]) -> bool:
+    """Whether dB of the same videos are higher by more than twice the standard error, and the low end no lower."""
+    more = [a - b for a, b in zip(fitted, rule, strict=True)]
+    error = statistics.stdev(more) / math.sqrt(len(more)) if len(more) > 1 else math.inf
+    return statistics.mean(more) > 2 * error and low_end(fitted) >= low_end(rule)
 
 
 def _discards(config: MagiConfig) -> tuple[bool, ...]:

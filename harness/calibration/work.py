@@ -7,7 +7,7 @@ nothing old is lost.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -70,9 +70,16 @@ class Work:
 
     def path(self, caption: Caption, settings: Mapping[str, Any] | None) -> Path:
         """Of a video made with `settings`, or of the uncached one."""
-        contents = [self._conditions, caption.text, caption.sample.identity, settings]
-        key = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:_KEY_LENGTH]
+        key = self._key([caption.text, caption.sample.identity, settings])
         return self.folder / f"{caption.number:03d}-{key}{'.npz' if settings is None else '.json'}"
+
+    def fit_path(self, captions: Sequence[Caption], settings: Mapping[str, Any]) -> Path:
+        """Of a fit of coefficients to `captions`, so far."""
+        return self.folder / f"fit-{self._key([[caption.text for caption in captions], settings])}.pt"
+
+    def _key(self, contents: Sequence[Any]) -> str:
+        text = json.dumps([self._conditions, *contents], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:_KEY_LENGTH]
 
     def uncached(self, caption: Caption, make: Callable[[], Uncached]) -> Uncached:
         """The uncached video, made where it is missing."""

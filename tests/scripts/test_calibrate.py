@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from harness.calibration.files import Entry, Ratio, choose
 from inference.config import load_config
@@ -124,6 +125,52 @@ def test_a_calibration_goes_on_where_it_was_stopped(
     assert [file for file in times if after[file] != times[file]] == [lost]
     entries = json.loads(again.read_text(encoding="utf-8"))["entries"]
     assert [entry["psnr"] for entry in entries] == [entry["psnr"] for entry in before["entries"]]
+
+
+def test_a_fitted_solver_is_kept_or_its_figures_are(calibration: Path, checkpoint: Path) -> None:
+    output = calibration.with_name("fitted.json")
+    flags = [*calibration_flags(checkpoint, output), "--solver", "3", "--iterations", "2"]
+    assert load_script("calibrate").main(flags) == 0
+    entries = json.loads(output.read_text(encoding="utf-8"))["entries"]
+    assert len(list((output.parent / "work").glob("fit-*.pt"))) == 2  # with copies and without
+    # One held-out video decides nothing, so the rule stays, with what the solver reached beside it.
+    short = [entry for entry in entries if len(entry["pattern"]) == 3]
+    assert [entry["solver"] for entry in entries] == [None] * 4
+    assert all(entry["tried"][-1]["found_by"] == "fitted, on held-out prompts" for entry in short)
+
+
+def test_a_solver_belongs_to_its_mode(
+    calibration: Path, generate: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    contents = json.loads(calibration.read_text(encoding="utf-8"))
+    rule = contents["entries"][0]
+    rows = [[0.1] * (row + 1) for row in range(3)]
+    solver = {"levels": [0.0, 0.1, 0.5], "first": rows, "later": rows}
+    better = rule | {"solver": solver, "psnr": [80.0, 80.0], "checked_psnr": [80.0], "flop_ratio": 90.0}
+    contents["entries"] = [rule, better]
+    both = tmp_path / "both.json"
+    both.write_text(json.dumps(contents), encoding="utf-8")
+    flags = ("--target_psnr", "1", "--calibration", str(both))
+    sidecar = tmp_path / "out" / "video.json"
+    assert generate(*flags) == 0
+    assert json.loads(sidecar.read_text(encoding="utf-8"))["method"]["solver"] == solver
+    image = tmp_path / "image.png"
+    Image.new("RGB", (64, 64), "red").save(image)
+    assert generate(*flags, "--mode", "i2v", "--image_path", str(image)) == 0
+    assert json.loads(sidecar.read_text(encoding="utf-8"))["method"]["solver"] is None
+    assert "was made in mode t2v; what it promises is not known for i2v" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(["--solver", "4"], "must be among the lengths [8, 3]"), (["--iterations", "0"], "at least 1, got 0")],
+)
+def test_fits_that_make_no_sense(
+    flags: list[str], message: str, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a\nb\nc\n", encoding="utf-8")
+    assert load_script("calibrate").main([*calibration_flags(checkpoint, tmp_path / "x.json"), *flags]) == 1
+    assert message in caplog.text and not (tmp_path / "work").exists()
 
 
 def test_target_runs_the_pattern_and_says_so(calibration: Path, generate: Run, tmp_path: Path) -> None:
