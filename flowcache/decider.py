@@ -19,7 +19,7 @@ class ChunkwiseDecider:
     """FlowCache's decisions, chunk by chunk; the state of one video is cleared by ``reset``.
 
     ``accumulated``: each chunk's change since it was last computed; ``smallest``: the least that one was at a step
-    where it might have been reused.
+    where it might have been reused; ``threshold``: under which it is, in this video.
     """
 
     def __init__(self, config: FlowCacheConfig) -> None:
@@ -28,7 +28,8 @@ class ChunkwiseDecider:
         self.smallest = math.inf
         self._reuses: dict[int, int] = {}
         self._previous: dict[int, Tensor] = {}
-        self._last_index = 0
+        self._last_index = self._warmup = 0
+        self.threshold = config.rel_l1_thresh
 
     def reset(self, schedule: Schedule) -> None:
         self.accumulated = dict.fromkeys(range(schedule.chunk_num), 0.0)
@@ -36,6 +37,7 @@ class ChunkwiseDecider:
         self._previous = {}
         self.smallest = math.inf
         self._last_index = schedule.num_steps - 1
+        self.threshold, self._warmup = (of(schedule.num_steps) for of in (self.config.threshold, self.config.warmup))
 
     def select(self, step: Step, features: Features) -> tuple[int, ...]:
         if self.config.rel_l1_thresh == 0:
@@ -53,7 +55,7 @@ class ChunkwiseDecider:
             distance = self.accumulated[chunk] + change[chunk]
             if not self._must_compute(entry):
                 self.smallest = min(self.smallest, distance)
-                if distance < self.config.rel_l1_thresh:
+                if distance < self.threshold:
                     self.accumulated[chunk] = distance
                     self._reuses[chunk] += 1
                     return False
@@ -63,7 +65,7 @@ class ChunkwiseDecider:
 
     def _must_compute(self, entry: ChunkStep) -> bool:
         """Steps at which a chunk is computed whatever it measures."""
-        if entry.index < self.config.warmup_steps:
+        if entry.index < self._warmup:
             return True
         if self.config.protect_last_step and entry.index == self._last_index:
             return True

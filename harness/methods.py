@@ -110,16 +110,19 @@ class Method:
         name = self.name if self.source == COMMAND_LINE else Path(self.source).stem
         if not isinstance(decider, ChunkwiseDecider | WindowDecider):
             return f"{name} reused nothing: its pattern computes all of {steps} steps"
-        threshold, smallest = decider.config.rel_l1_thresh, decider.smallest
+        threshold, smallest = decider.threshold, decider.smallest
         if threshold == 0:
             return None  # as asked
         if math.isinf(smallest):
-            warmup = decider.config.warmup_steps
+            warmup = decider.config.warmup(steps)
             return f"{name} reused nothing: of {steps} steps with warmup_steps {warmup} there is none at which it may"
-        unit = 10.0 ** math.floor(math.log10(smallest))
+        given = decider.config.rel_l1_thresh
+        enough = smallest * given / threshold  # in the units of the setting
+        unit = 10.0 ** math.floor(math.log10(enough))
+        here = f" ({threshold:g} at {steps} steps)" if threshold != given else ""
         return (
-            f"{name} reused nothing: rel_l1_thresh is {threshold:g}, and over a step of {steps} latents changed by "
-            f"{smallest:.2g} at least; --rel_l1_thresh {(math.floor(smallest / unit) + 1) * unit:.2g} would reuse some"
+            f"{name} reused nothing: rel_l1_thresh is {given:g}{here}, and over a step of {steps} latents changed by "
+            f"{smallest:.2g} at least; --rel_l1_thresh {(math.floor(enough / unit) + 1) * unit:.2g} would reuse some"
         )
 
     def to_json_dict(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ settings are these and what it adds: how it decides (rel-L1 or a pattern), how a
 MAGI-1's passes it keeps.
 """
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -54,9 +55,24 @@ class ChangeSettings(Settings):
     warmup_steps: Annotated[int, Field(ge=0)] = Field(
         5, description="steps of each chunk's own count during which it is always computed"
     )
+    thresh_steps: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="step count that rel_l1_thresh and warmup_steps are meant for: with fewer steps, over which more "
+        "changes, they follow; null takes them as they are, per step, as published",
+    )
     protect_last_step: bool = Field(
         True, description="always compute a chunk's own last step, whose keys and values stay when clean_pass is off"
     )
+
+    def threshold(self, num_steps: int) -> float:
+        """``rel_l1_thresh`` in a run of ``num_steps``: per unit of the schedule where ``thresh_steps`` is given."""
+        return self.rel_l1_thresh * (1 if self.thresh_steps is None else self.thresh_steps / num_steps)
+
+    def warmup(self, num_steps: int) -> int:
+        """``warmup_steps`` in a run of ``num_steps``: the same share of it where ``thresh_steps`` is given."""
+        if self.thresh_steps is None:
+            return self.warmup_steps
+        return math.ceil(self.warmup_steps * num_steps / self.thresh_steps)
 
 
 class ReuseSettings(PassSettings, AdvanceSettings, ChangeSettings):

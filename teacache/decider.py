@@ -17,7 +17,7 @@ class WindowDecider:
     """TeaCache's decisions; the state of one video is cleared by ``reset``.
 
     ``accumulated``: the change since all chunks of the window were last computed; ``smallest``: the least that it was
-    at a step where the window might have been reused.
+    at a step where the window might have been reused; ``threshold``: under which it is, in this video.
     """
 
     def __init__(self, config: TeaCacheConfig) -> None:
@@ -25,10 +25,12 @@ class WindowDecider:
         self.accumulated = 0.0
         self.smallest = math.inf
         self._previous: dict[int, Tensor] = {}
-        self._last_index = 0
+        self._last_index = self._warmup = 0
+        self.threshold = config.rel_l1_thresh
 
     def reset(self, schedule: Schedule) -> None:
         self._last_index = schedule.num_steps - 1
+        self.threshold, self._warmup = (of(schedule.num_steps) for of in (self.config.threshold, self.config.warmup))
         self.accumulated, self.smallest = 0.0, math.inf
         self._previous = {}
 
@@ -44,11 +46,11 @@ class WindowDecider:
 
     def _reuses_window(self, step: Step, change: float | None) -> bool:
         """The decision; the accumulator is set as a side effect. ``change`` is None where no chunk was there before."""
-        must_compute = step.is_first or step.is_last or step.number < self.config.warmup_steps
+        must_compute = step.is_first or step.is_last or step.number < self._warmup
         if change is not None and not must_compute:
             self.accumulated += self._rescaled(change)
             self.smallest = min(self.smallest, self.accumulated)
-            if self.accumulated < self.config.rel_l1_thresh:
+            if self.accumulated < self.threshold:
                 return True
         self.accumulated = 0.0
         return False

@@ -44,6 +44,18 @@ def test_a_chunk_is_reused_until_the_accumulated_change_reaches_the_threshold() 
     assert decide(settings(rel_l1_thresh=99), 0.1) == ["c" + "r" * 14 + "c"]
 
 
+def test_a_threshold_per_unit_of_the_schedule_follows_the_step_count() -> None:
+    # Over a step of 16 four times as much changes as over one of 64: 0.0625 for 64 steps is the 0.25 from above.
+    assert decide(settings(rel_l1_thresh=0.0625, thresh_steps=64), 0.1) == ["crrcrrcrrcrrcrrc"]
+    assert decide(settings(rel_l1_thresh=0.0625), 0.1) == ["c" * 16]
+    assert decide(settings(rel_l1_thresh=0.25, thresh_steps=16), 0.1) == ["crrcrrcrrcrrcrrc"]
+    # So does the warm-up, rounded up: 5 of 64 steps are 1.25 of 16.
+    warm = settings(rel_l1_thresh=99, warmup_steps=5, thresh_steps=64)
+    assert decide(warm, 0.1) == ["cc" + "r" * 13 + "c"]
+    assert decide(warm, 0.1, steps=64) == ["c" * 5 + "r" * 58 + "c"]
+    assert decide(settings(rel_l1_thresh=99, thresh_steps=64), 0.1) == ["c" + "r" * 14 + "c"]
+
+
 def test_warm_up_counts_each_chunks_own_steps() -> None:
     decisions = decide(settings(rel_l1_thresh=99, warmup_steps=5), 0.1, chunks=3)
     assert decisions == ["c" * 5 + "r" * 11, "c" * 5 + "r" * 11, "c" * 5 + "r" * 10 + "c"]

@@ -52,6 +52,14 @@ def test_the_window_is_reused_until_the_accumulated_change_reaches_the_threshold
     assert letters(follow(decider(rel_l1_thresh=99), schedule, growing(0.1)), schedule) == "C" + "r" * 14 + "C"
 
 
+def test_a_threshold_per_unit_of_the_schedule_follows_the_step_count() -> None:
+    schedule = Schedule(1, 0, 16, 4)
+    per_unit = decider(rel_l1_thresh=0.0625, thresh_steps=64)
+    assert letters(follow(per_unit, schedule, growing(0.1)), schedule) == "CrrCrrCrrCrrCrrC"
+    warm = decider(rel_l1_thresh=99, warmup_steps=5, thresh_steps=64)
+    assert letters(follow(warm, schedule, growing(0.1)), schedule) == "CC" + "r" * 13 + "C"
+
+
 def test_warm_up_counts_the_steps_of_the_video_and_accumulates_nothing() -> None:
     schedule = Schedule(2, 0, 16, 4)
     chosen = letters(follow(decider(rel_l1_thresh=0.25, warmup_steps=6), schedule, growing(0.1)), schedule)

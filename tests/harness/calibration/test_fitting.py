@@ -117,9 +117,9 @@ def test_a_training_that_was_stopped_goes_on(tmp_path: Path) -> None:
     assert moved == [False, True, True, True]  # noise is noise
 
 
-def test_a_solver_is_kept_where_most_videos_gain_and_the_worst_lose_nothing() -> None:
+def test_a_solver_is_kept_where_held_out_videos_gain_beyond_doubt() -> None:
     rule_psnr = [30.0, 35.0, 40.0, 45.0]
     assert gains([32.0, 37.5, 42.0, 47.0], rule_psnr)
     assert not gains([30.0, 36.0, 39.5, 45.0], rule_psnr)  # undecided
-    assert not gains([28.0, 45.0, 50.0, 55.0], rule_psnr)  # the worst is worse
+    assert not gains([28.0, 33.0, 38.0, 43.0], rule_psnr)
     assert not gains([40.0], [30.0])  # one video decides nothing
