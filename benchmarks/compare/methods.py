@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from benchmarks.compare.goals import Goal
 from harness.calibration.files import Calibration, calibration_path, conditions_of, load_calibration
+from harness.calibration.files import Entry as Calibrated
 from harness.methods import WINDOW, Method, make_config, read_method
 from inference.config import MagiConfig, load_config, resolve_path
 from inference.files import read_yaml
@@ -33,6 +34,7 @@ class Row(BaseModel):
     steps: str | None = Field(None, description="share of the steps: the video is denoised in fewer of them")
     every: Count | None = Field(None, description="pattern: every n-th step of a stage, all chunks of the window")
     calibrated: str | None = Field(None, description="calibrated pattern with this share of the steps")
+    fitted: bool = Field(False, description="with `calibrated`: by the solver that was fitted to the pattern")
     reference: str | None = Field(None, description="uncached row to compare with (default: the one of this window)")
     shown: bool = Field(False, description="in the side-by-side video")
 
@@ -48,6 +50,8 @@ class Row(BaseModel):
         given = [name for name in ("steps", "every", "calibrated") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other")
+        if self.fitted and self.calibrated is None:
+            raise ValueError("fitted goes with calibrated, the share of the steps")
         return self
 
     @property
@@ -200,15 +204,16 @@ def _method(row: Row, comparison: Comparison, config: MagiConfig) -> Method:
     elif row.calibrated is not None:
         source = comparison.calibration or str(calibration_path(comparison.config_file, steps))
         calibration = load_calibration(resolve_path(source), source)
-        pattern = {"damping": calibration.damping, "correct": calibration.correct} | {
-            "pattern": _calibrated(row, calibration, source, config)
-        }
+        entry = _calibrated(row, calibration, source, config)
+        pattern = {"damping": calibration.damping, "correct": calibration.correct, "pattern": list(entry.pattern)}
+        if entry.solver is not None:
+            pattern["solver"] = entry.solver.model_dump()
     if pattern:
         pattern["pattern_steps"] = steps
     return read_method(row.method_file, pattern | row.parameters)
 
 
-def _calibrated(row: Row, calibration: Calibration, source: str, config: MagiConfig) -> list[int]:
+def _calibrated(row: Row, calibration: Calibration, source: str, config: MagiConfig) -> Calibrated:
     for name, value in conditions_of(config).items():
         # A pattern says when velocities bend; it may be tried with another key window too.
         if name != WINDOW and calibration.conditions.get(name) != value:
@@ -217,11 +222,14 @@ def _calibrated(row: Row, calibration: Calibration, source: str, config: MagiCon
                 "this (scripts/calibrate.sh)"
             )
     length = round(Fraction(row.calibrated or "1") * config.runtime.num_steps)
-    for entry in calibration.entries:
-        if len(entry.pattern) == length:
-            return list(entry.pattern)
-    lengths = sorted(len(entry.pattern) for entry in calibration.entries)
-    raise ValueError(f"{row.name}: {source} has no pattern of {length} steps; it has {lengths}")
+    discard = bool(row.parameters.get("discard_nearly_clean_chunk", False))
+    alike = [entry for entry in calibration.entries if (entry.solver is not None) == row.fitted]
+    found = [entry for entry in alike if len(entry.pattern) == length]
+    if not found:
+        lengths = sorted({len(entry.pattern) for entry in alike})
+        what = "fitted solver" if row.fitted else "pattern"
+        raise ValueError(f"{row.name}: {source} has no {what} of {length} steps; it has {lengths}")
+    return next((entry for entry in found if entry.discard_nearly_clean_chunk == discard), found[0])
 
 
 def group_order(comparison: Comparison, entries: list[Entry]) -> list[str]:

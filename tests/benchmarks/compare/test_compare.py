@@ -232,6 +232,17 @@ def test_a_calibrated_pattern(config_file: Path, tmp_path: Path) -> None:
     [_, entry], skipped = methods.make_entries(comparison, config, None)
     settings = entry.method.settings
     assert not skipped and (settings.pattern, settings.pattern_steps, settings.damping) == ((0, 5), 8, 0.5)
+    assert settings.solver is None
+    fitted = contents["methods"][1] | {"fitted": True}
+    file.write_text(yaml.safe_dump(contents | {"methods": [contents["methods"][0], fitted]}), encoding="utf-8")
+    comparison = methods.read_comparison(str(file), {"calibration": str(calibration)})
+    with pytest.raises(ValueError, match=r"no fitted solver of 2 steps; it has \[\]"):
+        methods.make_entries(comparison, config, None)
+    solver = {"levels": [0.0, 0.5], "first": [[1.0], [1.0, 2.0]], "later": [[1.0], [1.0, 2.0]]}
+    entries = [*found["entries"], {"pattern": [0, 5], "solver": solver, **shared}]
+    calibration.write_text(json.dumps(found | {"entries": entries}), encoding="utf-8")
+    [_, entry], _ = methods.make_entries(comparison, config, None)
+    assert entry.method.settings.solver.model_dump(mode="json") == solver
     found["conditions"]["num_layers"] = 99
     calibration.write_text(json.dumps(found), encoding="utf-8")
     with pytest.raises(ValueError, match="made with num_layers 99, not 2"):
