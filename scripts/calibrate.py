@@ -56,9 +56,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--count", type=int, default=60, help="prompts used, every third held out (default: 60)")
     parser.add_argument("--lengths", type=int, nargs="+", help="computed steps of each pattern (default: 1/16 .. 1/2)")
-    parser.add_argument(
-        "--solver", type=int, nargs="+", default=[], metavar="LENGTH", help="fit a solver too, to patterns so long"
-    )
+    for name, how in (("solver", ""), ("solver_no_copies", ", without a distilled model's nearly-clean copies")):
+        said = f"fit a solver too, to patterns of so many steps{how}"
+        parser.add_argument(f"--{name}", type=int, nargs="+", default=[], metavar="LENGTH", help=said)
     parser.add_argument(
         "--iterations", type=int, default=120, help="of the fit, two prompts each (default: %(default)s)"
     )
@@ -77,8 +77,9 @@ def run(args: argparse.Namespace) -> None:
     lengths = args.lengths or sorted({max(1, round(share * steps)) for share in _SHARES})
     if not all(1 <= length <= steps for length in lengths):
         raise ValueError(f"--lengths {lengths} must lie within 1 .. {steps}, the number of steps")
-    if not set(args.solver) <= set(lengths):
-        raise ValueError(f"--solver {args.solver} must be among the lengths {lengths}")
+    if not {*args.solver, *args.solver_no_copies} <= set(lengths):
+        asked = sorted({*args.solver, *args.solver_no_copies})
+        raise ValueError(f"a solver of {asked} steps: its length must be among the lengths {lengths}")
     if args.iterations < 1:
         raise ValueError(f"--iterations must be at least 1, got {args.iterations}")
     output = args.output or resolve_path(str(calibration_path(args.config_file, steps)))
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
     pipeline = MagiPipeline.load(config, device)
     with tqdm(total=0, unit="video", dynamic_ncols=True) as bar:
         calibrator = Calibrator(pipeline, captions, work, Progress(lambda more: expect(bar, more), bar.update))
-        entries = calibrator.run(lengths, Fitting(args.solver, args.iterations))
+        entries = calibrator.run(lengths, Fitting(args.solver, args.solver_no_copies, args.iterations))
     calibration = Calibration(
         about=describe(args, config, device, prompts),
         conditions=conditions_of(config),

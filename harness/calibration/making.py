@@ -37,11 +37,17 @@ class Progress:
 
 @dataclass(frozen=True)
 class Fitting:
-    """For which numbers of computed steps a solver is fitted, and how long: `iterations` of two captions each."""
+    """For which numbers of computed steps a solver is fitted, with the nearly-clean copies of a distilled model and
+    without, and how long: `iterations` of two captions each.
+    """
 
     lengths: Collection[int] = ()
+    without_copies: Collection[int] = ()
     iterations: int = 120
     chunks: int = 3  # of a video: the first, and later ones with a past
+
+    def asks_for(self, length: int, discard: bool) -> bool:
+        return length in (self.without_copies if discard else self.lengths)
 
 
 class Calibrator:
@@ -61,7 +67,7 @@ class Calibrator:
         grams, times = self._record()
         found = candidates(grams, times, lengths, self.settings.damping, self.settings.correct)
         discards = _discards(self.pipeline.config)
-        fits = len(discards) * sum(length in fitting.lengths for length in found)
+        fits = sum(fitting.asks_for(length, discard) for length in found for discard in discards)
         measured = (len(found) * len(discards) + fits) * len(self.captions)
         self.progress.expect(sum(map(len, found.values())) * len(self.chosen_by) + measured + fits * fitting.iterations)
         entries = []
@@ -72,7 +78,8 @@ class Calibrator:
             for discard in discards:
                 settings = self._changed(patterns[best], discard)
                 rule = self._entry(settings, best, others)
-                entries += [rule] if length not in fitting.lengths else self._with_solver(rule, settings, fitting)
+                fitted = fitting.asks_for(length, discard)
+                entries += self._with_solver(rule, settings, fitting) if fitted else [rule]
         return entries
 
     def uncached(self, caption: Caption) -> Uncached:

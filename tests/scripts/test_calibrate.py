@@ -129,7 +129,7 @@ def test_a_calibration_goes_on_where_it_was_stopped(
 
 def test_a_fitted_solver_is_kept_or_its_figures_are(calibration: Path, checkpoint: Path) -> None:
     output = calibration.with_name("fitted.json")
-    flags = [*calibration_flags(checkpoint, output), "--solver", "3", "--iterations", "2"]
+    flags = [*calibration_flags(checkpoint, output), "--solver", "3", "--solver_no_copies", "3", "--iterations", "2"]
     assert load_script("calibrate").main(flags) == 0
     entries = json.loads(output.read_text(encoding="utf-8"))["entries"]
     assert len(list((output.parent / "work").glob("fit-*.pt"))) == 2  # with copies and without
@@ -163,7 +163,10 @@ def test_a_solver_belongs_to_its_mode(
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(["--solver", "4"], "must be among the lengths [8, 3]"), (["--iterations", "0"], "at least 1, got 0")],
+    [
+        (["--solver", "4"], "a solver of [4] steps: its length must be among the lengths [8, 3]"),
+        (["--iterations", "0"], "at least 1, got 0"),
+    ],
 )
 def test_fits_that_make_no_sense(
     flags: list[str], message: str, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
