@@ -5,9 +5,9 @@
 
 Makes an uncached video of every prompt, each from noise of its own, and finds from the velocities several patterns of
 every length. They are run on two thirds of the prompts, and the best of each length is measured on all: PSNR against
-the uncached video, floating point operations, seconds. The last third is held out: their PSNR is recorded beside, and
-chosen by nothing. Writes configs/calibration/<model>_<steps>.json. What was made is kept as it is made: the same
-command again goes on where it was stopped.
+the uncached video, floating point operations, seconds. Every third prompt is held out: their PSNR is recorded beside,
+and chooses nothing but whether a fitted solver (--solver) is kept. Writes configs/calibration/<model>_<steps>.json.
+What was made is kept as it is made: the same command again goes on where it was stopped.
 """
 
 import argparse
@@ -91,7 +91,6 @@ def run(args: argparse.Namespace) -> None:
 
     device = choose_device(args.device)
     set_threads(args.threads, config)
-    # By the device too: seconds are compared.
     conditions = conditions_of(config) | {"config": config.to_json_dict(full=True), "device": device.type}
     work = Work(args.work or Path("outputs/calibration"), conditions)
     captions = [Caption(number, text, is_held_out(number)) for number, text in enumerate(prompts)]

@@ -14,7 +14,7 @@ from harness.calibration.differentiable import DifferentiableRun
 from harness.calibration.files import Entry, Ratio, Tried
 from harness.calibration.fitting import SolverFit, Target
 from harness.calibration.work import Caption, Measured, Uncached, Work
-from harness.methods import Method, MultistepSettings
+from harness.methods import MultistepSettings, make_reuse
 from inference.config import MagiConfig
 from inference.pipeline import MagiPipeline, RunReport, Sample
 from inference.reuse import Reuse
@@ -25,6 +25,8 @@ from multistep.config import Solver
 
 # A video without any difference, in dB: what 8-bit frames can tell apart at most, about.
 _NO_DIFFERENCE = 99.0
+# Captions whose videos are timed.
+_TIMED = 5
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Calibrator:
                 rule = self._entry(settings, best, others)
                 fitted = fitting.asks_for(length, discard)
                 entries += self._with_solver(rule, settings, fitting) if fitted else [rule]
-        return entries
+        return self._timed(entries)
 
     def uncached(self, caption: Caption) -> Uncached:
         return self.work.uncached(caption, lambda: record_video(self.pipeline, caption.sample))
@@ -89,9 +91,9 @@ class Calibrator:
         """A caption's video with `settings`, against its uncached one."""
 
         def make() -> Measured:
-            reuse = Method("multistep", "calibration", settings).make_reuse()
-            frames, seconds, flop = make_video(self.pipeline, caption.sample, reuse)
-            return Measured(difference(self.uncached(caption).frames, frames.numpy()), seconds, flop)
+            reuse = make_reuse(settings)
+            frames, _, flop = make_video(self.pipeline, caption.sample, reuse)
+            return Measured(difference(self.uncached(caption).frames, frames.numpy()), flop)
 
         found = self.work.measured(caption, settings.model_dump(mode="json", exclude_defaults=True), make)
         self.progress.done(1)
@@ -131,13 +133,31 @@ class Calibrator:
             psnr=[cached[caption].psnr for caption in self.captions if not caption.held_out],
             checked_psnr=[cached[caption].psnr for caption in self.captions if caption.held_out],
             flop_ratio=round(flops[0] / flops[1], 3),
-            seconds_ratio=Ratio.of((whole[caption].seconds, cached[caption].seconds) for caption in self.captions),
+            seconds_ratio=Ratio(median=1, min=1, max=1),  # timed at the end
         )
+
+    def _timed(self, entries: list[Entry]) -> list[Entry]:
+        """The entries with their ratios of seconds, measured now, all taking turns: what was made before a stop or
+        beside other work would not be comparable.
+        """
+        captions = self.captions[:_TIMED]
+        self.progress.expect(len(captions) * (len(entries) + 1))
+        pairs: list[list[tuple[float, float]]] = [[] for _ in entries]
+        for caption in captions:
+            whole = make_video(self.pipeline, caption.sample, None)[1]
+            self.progress.done(1)
+            for entry, own in zip(entries, pairs, strict=True):
+                settings = self._changed(entry.pattern, entry.discard_nearly_clean_chunk)
+                reuse = make_reuse(settings.model_copy(update={"solver": entry.solver}))
+                own.append((whole, make_video(self.pipeline, caption.sample, reuse)[1]))
+                self.progress.done(1)
+        ratios = [Ratio.of(own) for own in pairs]
+        return [entry.model_copy(update={"seconds_ratio": ratio}) for entry, ratio in zip(entries, ratios, strict=True)]
 
     def _cost(self, caption: Caption) -> Measured:
         """What the uncached video took; its frames are not kept in memory."""
         video = self.uncached(caption)
-        return Measured(_NO_DIFFERENCE, video.seconds, video.flop)
+        return Measured(_NO_DIFFERENCE, video.flop)
 
     def _with_solver(self, rule: Entry, settings: MultistepSettings, fitting: Fitting) -> list[Entry]:
         """The rule's entry, and that of the solver fitted to its pattern where it gains on held-out captions."""
@@ -189,10 +209,10 @@ def _discards(config: MagiConfig) -> tuple[bool, ...]:
 def record_video(pipeline: MagiPipeline, sample: Sample) -> Uncached:
     """An uncached video with what its velocities tell."""
     recorder = VelocityRecorder()
-    frames, seconds, flop = make_video(pipeline, sample, Reuse(advancer=recorder))
+    frames, _, flop = make_video(pipeline, sample, Reuse(advancer=recorder))
     travelled = torch.stack(list(recorder.travelled.values())).cpu().numpy()
     grams = np.stack(list(recorder.grams.values()))
-    return Uncached(frames.numpy(), travelled, grams, recorder.times, seconds, flop)
+    return Uncached(frames.numpy(), travelled, grams, recorder.times, flop)
 
 
 def make_video(pipeline: MagiPipeline, sample: Sample, reuse: Reuse | None) -> tuple[torch.Tensor, float, float]:

@@ -37,26 +37,23 @@ class Caption:
 
 @dataclass(frozen=True)
 class Uncached:
-    """An uncached video. `frames` (T, H, W, 3) uint8; `travelled` (chunks, 16, T, H, W) float32,
-    clean latents less noise; `grams`
-    (chunks, N, N) float64, inner products of each chunk's velocities; `times` (N + 1,) noise levels; `seconds` of
-    denoising; `flop` counted operations.
+    """An uncached video. `frames` (T, H, W, 3) uint8; `travelled` (chunks, 16, T, H, W) float32, clean latents less
+    noise; `grams` (chunks, N, N) float64, inner products of each chunk's velocities; `times` (N + 1,) noise levels;
+    `flop` counted operations.
     """
 
     frames: np.ndarray
     travelled: np.ndarray
     grams: np.ndarray
     times: np.ndarray
-    seconds: float
     flop: float
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A video made with a method: dB against the uncached one, seconds of denoising, counted operations."""
+    """A video made with a method: dB against the uncached one, counted operations."""
 
     psnr: float
-    seconds: float
     flop: float
 
 
@@ -89,11 +86,12 @@ class Work:
                 np.savez_compressed(file, **asdict(make()))
         with np.load(path) as archive:
             arrays = {name: archive[name] for name in ("frames", "travelled", "grams", "times")}
-            return Uncached(**arrays, seconds=float(archive["seconds"]), flop=float(archive["flop"]))
+            return Uncached(**arrays, flop=float(archive["flop"]))
 
     def measured(self, caption: Caption, settings: Mapping[str, Any], make: Callable[[], Measured]) -> Measured:
         """What a method reaches, measured where that is missing."""
         path = self.path(caption, settings)
         if not path.exists():
             save_json(path, asdict(make()))
-        return Measured(**read_json(path))
+        found = read_json(path)
+        return Measured(found["psnr"], found["flop"])
