@@ -11,15 +11,15 @@ import math
 from torch import Tensor
 
 from flowcache.config import FlowCacheConfig
-from inference.reuse import Features, relative_l1_by_chunk
+from inference.reuse import Features, State, relative_l1_by_chunk
 from inference.schedule import ChunkStep, Schedule, Step
 
 
 class ChunkwiseDecider:
     """FlowCache's decisions, chunk by chunk; the state of one video is cleared by ``reset``.
 
-    ``accumulated``: each chunk's change since it was last computed; ``smallest``: the least that one was at a step
-    where it might have been reused; ``threshold``: under which it is, in this video.
+    ``accumulated``: of each chunk in the window, the change since it was last computed; ``smallest``: the least that
+    one was at a step where it might have been reused; ``threshold``: under which it is, in this video.
     """
 
     def __init__(self, config: FlowCacheConfig) -> None:
@@ -32,8 +32,8 @@ class ChunkwiseDecider:
         self.threshold = config.rel_l1_thresh
 
     def reset(self, schedule: Schedule) -> None:
-        self.accumulated = dict.fromkeys(range(schedule.chunk_num), 0.0)
-        self._reuses = dict.fromkeys(range(schedule.chunk_num), 0)
+        self.accumulated = {}
+        self._reuses = {}
         self._previous = {}
         self.smallest = math.inf
         self._last_index = schedule.num_steps - 1
@@ -45,8 +45,18 @@ class ChunkwiseDecider:
             return step.chunks
         current = dict(features())
         change = relative_l1_by_chunk(current, self._previous)
+        self.accumulated = {chunk: self.accumulated.get(chunk, 0.0) for chunk in step.chunks}
+        self._reuses = {chunk: self._reuses.get(chunk, 0) for chunk in step.chunks}
         self._previous = current
         return tuple(entry.chunk for entry in step.window if self._computes(step, entry, change))
+
+    def state(self) -> State:
+        counts = {"accumulated": dict(self.accumulated), "reuses": dict(self._reuses), "smallest": self.smallest}
+        return counts | {"previous": dict(self._previous)}
+
+    def restore(self, state: State) -> None:
+        self.accumulated, self._reuses, self.smallest = state["accumulated"], state["reuses"], state["smallest"]
+        self._previous = state["previous"]
 
     def _computes(self, step: Step, entry: ChunkStep, change: dict[int, float]) -> bool:
         """The decision for one chunk; the accumulator and the count of reuses are set as a side effect."""

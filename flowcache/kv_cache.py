@@ -17,6 +17,7 @@ from flowcache.ledger import Ledger
 from flowcache.merging import TokenMerger, merger_bytes
 from flowcache.scoring import Selection, queries_kept, select, select_queries
 from inference.kv_cache import KVCache, KVGeometry
+from inference.reuse import State, moved
 from inference.schedule import Schedule, Step
 
 
@@ -139,6 +140,22 @@ class CompressedKVCache(KVCache):
         self._queries = {
             layer: {chunk: q for chunk, q in known.items() if chunk >= oldest} for layer, known in self._queries.items()
         }
+
+    def state(self) -> State:
+        tables = {"ledger": self.ledger.state(), "queries": self._queries, "positions": self._positions}
+        merger = None if self._merger is None else self._merger.state()
+        return super().state() | moved(tables | {"merger": merger}, torch.device("cpu"))
+
+    def restore(self, state: State) -> None:
+        super().restore(state)
+        found = moved({name: state[name] for name in ("queries", "positions", "merger")}, self.geometry.device)
+        self.ledger.restore(state["ledger"])
+        self._queries, self._positions = found["queries"], found["positions"]
+        if self._merger is not None:
+            self._merger.restore(found["merger"])
+
+    def _used(self) -> int:
+        return self.ledger.used
 
     def _capacity(self, schedule: Schedule) -> int:
         return min(self.config.total_cache_chunk_nums, schedule.chunk_num)

@@ -6,6 +6,8 @@ Every token range that the cache reads or writes is computed here.
 Source: docs/flowcache.md, "When the cache is compressed" and "What a chunk sees after a compression".
 """
 
+from typing import Any
+
 
 class Ledger:
     """Places in a buffer of ``capacity_chunks`` times ``chunk_tokens`` tokens."""
@@ -15,6 +17,12 @@ class Ledger:
         self.chunk_tokens = chunk_tokens
         self.kept = 0  # tokens at the start of the buffer that remain of compressed chunks
         self.whole: list[int] = []  # chunks stored whole, in buffer order
+
+    def state(self) -> dict[str, int | list[int]]:
+        return {"kept": self.kept, "whole": list(self.whole)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.kept, self.whole = state["kept"], list(state["whole"])
 
     @property
     def used(self) -> int:

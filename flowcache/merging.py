@@ -18,6 +18,7 @@ from torch import Tensor
 
 from flowcache.scoring import block_rows
 from inference.kv_cache import KVGeometry
+from inference.reuse import State
 
 # Share of the queries' mean square that is added to keep the fit of u well posed.
 RIDGE = 1e-3
@@ -60,6 +61,14 @@ class TokenMerger:
         self._shift[layer] = shared_direction(self._square[layer], self._sum[layer])
         merged[..., :width] += self.counts[layer].log()[..., None] * self._shift[layer]
         return merged.to(tokens.dtype)
+
+    def state(self) -> State:
+        sums = {"square": self._square, "sum": self._sum, "shift": self._shift}
+        return sums | {"counts": list(self.counts)}
+
+    def restore(self, state: State) -> None:
+        self._square, self._sum, self._shift = (state[name] for name in ("square", "sum", "shift"))
+        self.counts = state["counts"]
 
 
 def merger_bytes(geometry: KVGeometry, kept: int) -> int:

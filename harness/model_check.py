@@ -25,7 +25,7 @@ from inference.pipeline import load_special_tokens, plan
 from inference.record import RunRecord
 from inference.text.t5 import check_t5
 from inference.video.vae import WEIGHTS_NAME, ViTVAE
-from metrics.flops import TransformerSize, run_flops
+from metrics.flops import TransformerSize, counted_flops
 
 GIB = 2**30
 # What is worth installing on a GPU (docs/performance.md).
@@ -150,9 +150,13 @@ def describe_work(request: Request, device: torch.device | None) -> Iterator[Fin
     """
     record = request.record()
     size = TransformerSize.of(request.config.model.model_dump())
-    flop = run_flops(size, record.forwards) / request.ranks
+    flop = counted_flops(size, record.forward_counts()) / request.ranks
     each = " by each process" if request.ranks > 1 else ""
-    yield Finding("work", None, f"{len(record.forwards)} forwards, {flop / 1e15:.3g} PFLOP{each} if nothing is reused")
+    yield Finding(
+        "work",
+        None,
+        f"{record.summary()['transformer_forwards']} forwards, {flop / 1e15:.3g} PFLOP{each} if nothing is reused",
+    )
     if device is not None:
         rate = product_rate(device, request.config.model.dtype)
         yield Finding(

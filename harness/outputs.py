@@ -18,6 +18,11 @@ def refuse_inputs(outputs: Iterable[Path], inputs: Mapping[str, str | Path | Non
                 raise ValueError(f"{output} would be written, but it is the input of --{flag}; name another output")
 
 
+def state_path(video: Path) -> Path:
+    """Where the state of ``video`` is kept while it is made."""
+    return video.with_suffix(".state")
+
+
 def report_paths(video: Path) -> tuple[Path, Path]:
     """Where the sidecar and the picture of ``video`` stand."""
     return video.with_suffix(".json"), video.with_suffix(".reuse.png")

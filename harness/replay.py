@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from inference.record import RunRecord
-from inference.reuse import Decider, Features
+from inference.reuse import Decider, Features, State
 from inference.schedule import Schedule, Step
 
 
@@ -26,6 +26,12 @@ class Replay:
                 "same length and step count"
             )
         self._decider.reset(schedule)
+
+    def state(self) -> State:
+        return self._decider.state()
+
+    def restore(self, state: State) -> None:
+        self._decider.restore(state)
 
     def select(self, step: Step, features: Features) -> tuple[int, ...]:
         self._decider.select(step, features)

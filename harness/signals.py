@@ -1,7 +1,7 @@
 """What stops a program: Ctrl-C, a termination and a lost connection end it alike, and not in the middle of a report."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -13,6 +13,24 @@ def stop_like_ctrl_c() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
+
+
+@contextmanager
+def first_ctrl_c(act: Callable[[], None]) -> Iterator[None]:
+    """The first Ctrl-C in the block calls ``act`` instead of what it did before; the next one does that. Main thread
+    only.
+    """
+    before = signal.getsignal(signal.SIGINT)
+
+    def once(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)
+        act()
+
+    signal.signal(signal.SIGINT, once)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

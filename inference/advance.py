@@ -7,7 +7,8 @@ predicted from the last ones; at the next computed step the line between the old
 was predicted can be exchanged for it. Neither costs a forward of the model.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +51,16 @@ class ChunkMemory:
     last: Computed
     before: Computed | None = None
     gained: Gained | None = None
+
+    @classmethod
+    def restored(cls, parts: dict[str, Any]) -> "ChunkMemory":
+        """From what ``dataclasses.asdict`` made of it."""
+        before, gained = parts["before"], parts["gained"]
+        return cls(
+            Computed(**parts["last"]),
+            None if before is None else Computed(**before),
+            None if gained is None else Gained(**gained),
+        )
 
     def predict(self, settings: AdvanceSettings, entry: ChunkStep) -> Tensor:
         """What the chunk gains at a skipped step.
@@ -112,6 +123,12 @@ class MemoryAdvancer:
         if step.finished == chunk:
             del self._memory[chunk]
         return change
+
+    def state(self) -> dict[str, Any]:
+        return {"chunks": {chunk: asdict(memory) for chunk, memory in self._memory.items()}}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._memory = {chunk: ChunkMemory.restored(memory) for chunk, memory in state["chunks"].items()}
 
     def held(self) -> list[Tensor]:
         """Every tensor that is remembered, for measuring memory."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
 from inference.config_errors import ConfigError, explain_all, multiples_around, unknown_field
 from inference.files import read_json
@@ -27,7 +27,15 @@ VAE_CHANNELS = 16
 PROJECTION_SHARDS = 8  # the attention output is reordered as (2, 8, h*d/8)
 NULL_CAPTION_TOKENS = 50  # the null branch attends to this many rows of the learned caption
 
+# Frames of a video that has no end; more than any run will make.
+ENDLESS = 2**50
+
 Count = Annotated[int, Field(ge=1)]
+Frames = Annotated[
+    Count,
+    BeforeValidator(lambda value: ENDLESS if value == "endless" else value),
+    PlainSerializer(lambda value: "endless" if value > ENDLESS // 2 else value),
+]
 Positive = Annotated[float, Field(gt=0)]
 # Strict everywhere else; JSON and Python callers both write sequences as lists, which a strict tuple would refuse.
 Floats = Annotated[tuple[float, ...], Field(strict=False)]
@@ -134,7 +142,7 @@ class RuntimeConfig(_Section):
     clean_chunk_kvrange: int
     clean_t: Annotated[float, Field(gt=0, le=1)]
     seed: Annotated[int, Field(ge=0)]
-    num_frames: Count
+    num_frames: Frames
     video_size_h: Count
     video_size_w: Count
     num_steps: Count
@@ -162,6 +170,11 @@ class RuntimeConfig(_Section):
     prefix_selection: Literal["last", "first"] = "last"
     text_cache: str | None = None
     known_prompts: str | None = None
+
+    @property
+    def endless(self) -> bool:
+        """The video goes on until somebody ends it."""
+        return self.num_frames > ENDLESS // 2
 
     @property
     def steps_per_stage(self) -> int:

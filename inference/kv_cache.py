@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from inference.placement.kv_rows import DeviceRows, HostRows, Range, without
+from inference.reuse import State
 from inference.schedule import Schedule, Step
 
 
@@ -50,11 +51,12 @@ class KVCache:
         self.geometry = geometry
         self.rows = (HostRows if geometry.offload else DeviceRows)(geometry.dtype, geometry.device)
         self.first = 0
+        self._newest = -1  # the last chunk that entered
         self._schedule: Schedule | None = None
 
     def reset(self, schedule: Schedule) -> None:
         """Make room for a new video and forget the last one."""
-        self._schedule, self.first = schedule, 0
+        self._schedule, self.first, self._newest = schedule, 0, -1
         self._allocate(self._capacity(schedule))
 
     @property
@@ -75,9 +77,13 @@ class KVCache:
         """The keys and values among ``planned_bytes``."""
         return self._capacity(schedule) * self.geometry.chunk_tokens * self.geometry.bytes_per_token
 
+    def end_early(self, schedule: Schedule) -> None:
+        """The video ends before its time: ``schedule`` is that of its beginning, with fewer chunks."""
+        self._schedule = schedule
+
     def enter(self, chunk: int) -> None:
         """Give ``chunk`` a place, where it has none; called before its first forward, in ascending order."""
-        return None
+        self._newest = max(chunk, self._newest)
 
     def span(self, chunk: int) -> tuple[int, int]:
         """Token range in which the keys of ``chunk`` are written; KeyError where it has no place."""
@@ -124,6 +130,19 @@ class KVCache:
         following = schedule.step(step.number + 1)
         if following.window[-1].chunk > newest:
             self._move_to(schedule.first_reached(following), newest)
+
+    def state(self) -> State:
+        """What is kept of the video under way: the rows in use, on the CPU, and what they are."""
+        return {"first": self.first, "newest": self._newest, "rows": self.memory[:, : self._used()].cpu()}
+
+    def restore(self, state: State) -> None:
+        """Go on where ``state`` was taken; after ``reset``."""
+        self.first, self._newest = state["first"], state["newest"]
+        self.memory[:, : state["rows"].shape[1]].copy_(state["rows"])
+
+    def _used(self) -> int:
+        """Tokens at the beginning of the memory that mean something, between two stages."""
+        return 0 if self._newest < self.first else self.span(self._newest)[1]
 
     def _move_to(self, first: int, newest: int) -> None:
         """Forget the chunks before ``first`` and move the others, up to ``newest``, to the front."""

@@ -6,16 +6,14 @@
                                   |
                         VAE, frame by frame to the caller
 
-A ``MagiPipeline`` keeps models only. What belongs to one video (noise, caches, records) is made per call, so a second
-video in a process equals the first one in a fresh process.
+A ``MagiPipeline`` keeps models only. What belongs to one video (noise, caches, records) is made per call and is a
+``Session``, so a second video in a process equals the first one in a fresh process.
 """
 
-import itertools
 import logging
-import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from contextlib import closing
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -36,65 +34,28 @@ from inference.model.finite import reasons, require_finite
 from inference.model.fp8 import DEQUANTISE, resolve_fp8_matmul
 from inference.model.fused import resolve_kernels
 from inference.model.weights import check_weights, checkpoint_directory, load_weights
-from inference.noise import draw_noise, sample_seed
+from inference.noise import DrawnNoise, sample_seed
 from inference.parallel.group import ALONE, ContextParallel
 from inference.parallel.launch import check_ranks
 from inference.placement.residency import free_bytes, place
-from inference.record import RunRecord
 from inference.reuse import Reuse
-from inference.sampler import CleanChunk, Sampler, StepCallback, kv_geometry, make_schedule
+from inference.sampler import Sampler, StepCallback, kv_geometry, make_schedule
 from inference.schedule import Schedule
+from inference.session.prompts import PromptTrack
+from inference.session.report import RunReport, Sample
+from inference.session.session import Session
 from inference.text.cache import CaptionFeatures
 from inference.text.captions import ChunkCaptions, PromptFlags, SpecialTokens, assemble_captions
 from inference.text.features import PromptEncoder, prompt_encoder
-from inference.text.reading import PromptReading, read_prompt
+from inference.text.reading import read_prompt
 from inference.video.codec import VaeCodec, check_vae, tiles_for
-from inference.video.decode_ahead import decode_ahead, overlaps
+from inference.video.decode_ahead import overlaps
 from inference.video.reading import select_prefix_frames
 from inference.video.vae import load_vae
 
 logger = logging.getLogger(__name__)
 
 CacheFactory = Callable[..., KVCache]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One video to make.
-
-    ``identity`` names it among the samples of a run: with the base seed it determines the noise, and nothing else
-    does. ``prefix``: uint8 frames (T, H, W, 3) at the configured size and rate, one for an image; None for text
-    alone.
-    """
-
-    prompt: str
-    prefix: Tensor | None = None
-    identity: str = "0"
-
-
-@dataclass
-class RunReport:
-    """What a run did and how long its stages took; filled while the frames are drawn.
-
-    ``text_from_cache``: whether the caption's features were read from the disk; ``prompt``: what was read of it. None
-    before that is known.
-    """
-
-    record: RunRecord = field(default_factory=RunRecord)
-    seconds: dict[str, float] = field(default_factory=dict)
-    frames: int = 0
-    kv_cache_bytes: int = 0
-    text_from_cache: bool | None = None
-    prompt: PromptReading | None = None
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the time of the block to ``stage``."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
 
 
 def prefix_latent_count(config: MagiConfig, frames: int) -> int:
@@ -222,44 +183,64 @@ class MagiPipeline:
     ) -> Iterator[Tensor]:
         """Make one video and yield its frames, uint8 (T, H, W, 3) on the CPU, a chunk at a time; ``num_frames`` in all.
 
+        Arguments and errors are those of ``session``, whose chunks these are.
+        """
+        session = self.session(sample, reuse=reuse, make_cache=make_cache, on_step=on_step, report=report)
+        with closing(iter(session)) as chunks:
+            for chunk in chunks:
+                yield chunk.frames
+
+    def session(
+        self,
+        sample: Sample,
+        *,
+        reuse: Reuse | None = None,
+        make_cache: CacheFactory = KVCache,
+        on_step: StepCallback | None = None,
+        report: RunReport | None = None,
+    ) -> Session:
+        """A video to be made, chunk by chunk, by iterating over what is returned.
+
         Args:
             sample: what to make.
             reuse: who decides and who advances; MAGI-1 itself by default.
             make_cache: called with the ``KVGeometry``; the plain cache by default.
             on_step: called after every step of the sampler.
-            report: filled while frames are drawn.
+            report: filled while chunks are drawn.
 
         Raises:
-            ValueError: the prefix does not fit the configuration, or the schedule does not fit the cache.
-            RankLostError: another rank has ended; the frames yielded before are good.
-            NotFiniteError: numbers are no numbers any more; the frames yielded before are good.
+            ValueError: the prefix does not fit the configuration; while chunks are drawn, the schedule does not fit
+                the cache.
+            RankLostError: while chunks are drawn, another rank has ended; the chunks before are good.
+            NotFiniteError: numbers are no numbers any more; the chunks before are good.
         """
         report = report if report is not None else RunReport()
         prefix = self._prefix_frames(sample)
         config, schedule = plan(self.config, 0 if prefix is None else len(prefix))
-        with report.timed("text"):
-            captions = self._captions(sample.prompt, schedule, report)
-        latents = None
-        if prefix is not None:
-            with report.timed("encode_prefix"):
-                latents = self.vae.encode_video(prefix).float().to(self.device)
-                require_finite(latents, "encoding: latents of the given frames")
-        noise = self._noise(sample, schedule)
         cache = make_cache(kv_geometry(config, self.device, self.parallel.ranks))
-        sampler = Sampler(self.dit, config, cache, reuse, self.parallel)
-        chunks = _clean_latents(sampler, sampler.run(noise, captions, latents, on_step), report)
-        left = self.config.runtime.num_frames
+        prompts = PromptTrack(
+            sample.prompt,
+            sample.later,
+            partial(self._features, report=report),
+            partial(self._assemble, schedule=schedule),
+            schedule.offset,
+        )
         models = {"transformer": self.dit, "VAE": self.vae.vae}
         how = f"{str(self.dit.dtype).removeprefix('torch.')}, attention by {self.dit.backend}"
-        with closing(self._decoded(chunks, report)) as parts, reasons(models, how):
-            for part in parts:
-                self.parallel.check()
-                frames = part[:left]
-                left -= len(frames)
-                report.frames += len(frames)
-                yield frames
-                if left == 0:
-                    break
+        return Session(
+            Sampler(self.dit, config, cache, reuse, self.parallel),
+            prompts,
+            self._noise(sample),
+            encode_prompt=self._encode_prompt,
+            encode_prefix=partial(self._encode_prefix, prefix, report),
+            decode=lambda latents, name: self.vae.decode_chunk(latents, name=name),
+            explain=lambda: reasons(models, how),
+            overlap=self.overlap,
+            frames=self.config.runtime.num_frames,
+            parallel=self.parallel,
+            report=report,
+            on_step=on_step,
+        )
 
     def placement(self) -> dict[str, str]:
         """Where text encoder and VAE lie and how chunks are decoded, in words for the sidecar."""
@@ -269,20 +250,6 @@ class MagiPipeline:
             "vae": self.vae.residency.describe(),
             "decode": "beside denoising" if self.overlap else "in turn",
         }
-
-    def _decoded(self, chunks: Iterator[Tensor], report: RunReport) -> Iterator[Tensor]:
-        """Frames of every chunk of latents, in order."""
-
-        numbers = itertools.count()
-
-        def decode(latents: Tensor) -> Tensor:
-            with report.timed("decode"):
-                return self.vae.decode_chunk(latents, name=f"frames of chunk {next(numbers)}")
-
-        if self.overlap:
-            yield from decode_ahead(chunks, decode, self.device)
-        else:
-            yield from map(decode, chunks)
 
     def _prefix_frames(self, sample: Sample) -> Tensor | None:
         """The frames of the prefix that take part, checked against the configured size."""
@@ -297,13 +264,25 @@ class MagiPipeline:
             )
         return usable_prefix(self.config, sample.prefix)
 
-    def _captions(self, prompt: str, schedule: Schedule, report: RunReport) -> ChunkCaptions:
+    def _encode_prefix(self, prefix: Tensor | None, report: RunReport) -> Tensor | None:
+        if prefix is None:
+            return None
+        with report.timed("encode_prefix"):
+            latents = self.vae.encode_video(prefix).float().to(self.device)
+            require_finite(latents, "encoding: latents of the given frames")
+        return latents
+
+    def _features(self, prompt: str, report: RunReport) -> CaptionFeatures:
+        """Features of a prompt on every rank; what was read of the first one is reported, of all what was lost."""
         found = self.parallel.from_first(lambda: self._encode_prompt(prompt))
-        require_finite(found.features, "text: features of the prompt")
-        report.text_from_cache = found.from_cache
-        report.prompt = read_prompt(prompt, found.unknown)
-        for warning in report.prompt.warnings():
+        reading = read_prompt(prompt, found.unknown)
+        if report.prompt is None:
+            report.text_from_cache, report.prompt = found.from_cache, reading
+        for warning in reading.warnings():
             logger.warning(warning)
+        return found
+
+    def _assemble(self, found: CaptionFeatures, schedule: Schedule) -> ChunkCaptions:
         return assemble_captions(
             found.features.to(self.device),
             found.mask.to(self.device),
@@ -317,9 +296,11 @@ class MagiPipeline:
     def _encode_prompt(self, prompt: str) -> CaptionFeatures:
         if self.t5 is None:
             raise RuntimeError("this pipeline has no text encoder; only the first of several ranks encodes prompts")
-        return self.t5.encode(prompt)
+        found = self.t5.encode(prompt)
+        require_finite(found.features, "text: features of the prompt")
+        return found
 
-    def _noise(self, sample: Sample, schedule: Schedule) -> Tensor:
+    def _noise(self, sample: Sample) -> DrawnNoise:
         runtime = self.config.runtime
         shape = (
             self.config.model.latent_channels,
@@ -327,18 +308,7 @@ class MagiPipeline:
             runtime.video_size_h // 8,
             runtime.video_size_w // 8,
         )
-        return draw_noise(sample_seed(runtime.seed, sample.identity), schedule.chunk_num, shape).to(self.device)
-
-
-def _clean_latents(sampler: Sampler, chunks: Iterator[CleanChunk], report: RunReport) -> Iterator[Tensor]:
-    """The latents of every clean chunk; the report is kept up to date."""
-    while True:
-        with report.timed("denoise"):
-            chunk = next(chunks, None)
-        report.record, report.kv_cache_bytes = sampler.record, sampler.cache.bytes
-        if chunk is None:
-            return
-        yield chunk.latents
+        return DrawnNoise(sample_seed(runtime.seed, sample.identity), shape, self.device)
 
 
 def usable_prefix(config: MagiConfig, frames: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ they see neither captions nor passes, and any decider goes with any advancer.
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +20,10 @@ from inference.schedule import ChunkStep, Schedule, Step
 Features = Callable[[], Mapping[int, Tensor]]
 
 REL_L1_EPSILON = 1e-8
+
+# What is remembered of a video under way: names to numbers, text, tensors, and lists and dictionaries of them
+# (docs/long_video.md, "Resume").
+State = dict[str, Any]
 
 
 class Decider(Protocol):
@@ -34,6 +38,14 @@ class Decider(Protocol):
 
         A chunk's own first step is always among them: there is nothing yet to advance it by.
         """
+        ...
+
+    def state(self) -> State:
+        """What is remembered of the video under way, for ``restore`` after a ``reset``."""
+        ...
+
+    def restore(self, state: State) -> None:
+        """Go on where ``state`` was taken; its tensors are on the model's device."""
         ...
 
 
@@ -55,6 +67,14 @@ class Advancer(Protocol):
         """What the latents (16, T, H, W) of ``chunk``, which is not computed at ``step``, gain there."""
         ...
 
+    def state(self) -> State:
+        """As for a ``Decider``."""
+        ...
+
+    def restore(self, state: State) -> None:
+        """As for a ``Decider``."""
+        ...
+
 
 class ComputeAll:
     """The decider of MAGI-1 itself: every chunk, at every step."""
@@ -64,6 +84,12 @@ class ComputeAll:
 
     def select(self, step: Step, features: Features) -> tuple[int, ...]:
         return step.chunks
+
+    def state(self) -> State:
+        return {}
+
+    def restore(self, state: State) -> None:
+        return None
 
 
 class NoMemory:
@@ -77,6 +103,12 @@ class NoMemory:
 
     def advance(self, step: Step, chunk: int) -> Tensor:
         raise RuntimeError(f"chunk {chunk} was not computed at step {step.number}, but nothing is remembered here")
+
+    def state(self) -> State:
+        return {}
+
+    def restore(self, state: State) -> None:
+        return None
 
 
 def scheduled_level(entry: ChunkStep) -> float:
@@ -114,6 +146,15 @@ class Reuse:
         window = tuple(replace(entry, t=level) for entry, level in zip(step.window, levels, strict=True))
         return replace(step, window=window)
 
+    def state(self) -> State:
+        """What both remember."""
+        return {"decider": self.decider.state(), "advancer": self.advancer.state()}
+
+    def restore(self, state: State) -> None:
+        """Go on where ``state`` was taken; after ``reset``."""
+        self.decider.restore(state["decider"])
+        self.advancer.restore(state["advancer"])
+
 
 def relative_l1_by_chunk(current: Mapping[int, Tensor], previous: Mapping[int, Tensor]) -> dict[int, float]:
     """Relative-L1 change of every chunk that is in both: ``mean|current - previous| / (mean|previous| + 1e-8)``.
@@ -143,3 +184,14 @@ def _change_and_size(
     now = torch.stack([current[chunk] for chunk in chunks]).float().flatten(1)
     before = torch.stack([previous[chunk] for chunk in chunks]).float().flatten(1)
     return (now - before).abs().mean(dim=1), before.abs().mean(dim=1)
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """``value``, a ``State`` or a part of one, with every tensor in it on ``device``."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: moved(part, device) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(moved(part, device) for part in value)
+    return value

@@ -7,11 +7,13 @@
         let the cache make room
         yield the chunk that is clean now
 
-The sampler is the only caller of ``reset``: cache, decider and advancer start every video as new.
+The sampler is the only caller of ``reset``: cache, decider and advancer start every video as new. The steps from one
+chunk's entering to the next one's are a stage; between two stages a video may be ended early (``inference.session``).
+Only what later steps can still reach is held, so a video of any length takes the memory of a short one.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -22,9 +24,10 @@ from inference.kv_cache import KVCache, KVGeometry
 from inference.model.dit import VideoDiT
 from inference.model.finite import FiniteLatents
 from inference.model.guidance import CaptionSource, Guidance
+from inference.noise import GivenNoise, NoiseSource
 from inference.parallel.group import ALONE, ContextParallel
 from inference.record import RunRecord, StepRecord
-from inference.reuse import Reuse
+from inference.reuse import Reuse, State, moved
 from inference.schedule import Schedule, Step, chunk_count
 
 StepCallback = Callable[[StepRecord], None]
@@ -98,11 +101,11 @@ class Sampler:
         self.cache = cache
         self.reuse = reuse if reuse is not None else Reuse()
         self.record = RunRecord()
+        self._video: _Video | None = None
 
-    @torch.no_grad()
     def run(
         self,
-        noise: Tensor,
+        noise: Tensor | NoiseSource,
         captions: CaptionSource,
         prefix: Tensor | None = None,
         on_step: StepCallback | None = None,
@@ -110,7 +113,7 @@ class Sampler:
         """Denoise ``noise`` and yield chunks as they become clean, in order.
 
         Args:
-            noise: (1, 16, chunks * chunk_width, H, W) float32, on the model's device.
+            noise: (1, 16, chunks * chunk_width, H, W) float32, on the model's device, or its source.
             captions: caption features per chunk.
             prefix: (1, 16, P, H, W) given latents, or None.
             on_step: called after every step.
@@ -119,62 +122,171 @@ class Sampler:
             ValueError: the noise does not fit the schedule, or the schedule does not fit the cache.
             NotFiniteError: latents are no numbers any more.
         """
+        self.begin(noise, captions, prefix)
+        while not self.done:
+            chunk = self.stage(on_step)
+            if chunk is not None:
+                yield chunk
+
+    @torch.no_grad()
+    def begin(self, noise: Tensor | NoiseSource, captions: CaptionSource, prefix: Tensor | None = None) -> None:
+        """Start a video, as ``run`` does: forget the last one and encode the given chunks."""
         given = 0 if prefix is None else prefix.shape[2]
         schedule = make_schedule(self.config, given)
-        self._check_noise(noise, schedule)
+        if isinstance(noise, Tensor):
+            self._check_noise(noise, schedule)
+            noise = GivenNoise(noise, self.config.runtime.chunk_width)
         self.record = RunRecord(schedule.chunk_num, schedule.offset, schedule.num_steps)
         self.cache.reset(schedule)
         self.reuse.reset(schedule)
         guidance = Guidance(self.dit, self.config, schedule, self.cache, captions, self.record, self.parallel)
-        window = _Latents(noise[0], None if prefix is None else prefix[0], self.config.runtime.chunk_width)
+        latents = _Latents(noise, None if prefix is None else prefix[0], self.config.runtime.chunk_width)
+        steps = None if self.config.runtime.endless else schedule.total_steps
+        finite = FiniteLatents(self.cache.geometry.device, steps)
+        self._video = _Video(schedule, guidance, latents, finite, schedule.chunk_num)
         if schedule.offset:
-            guidance.extract_prefix({chunk: window.model_input(chunk) for chunk in range(schedule.offset)})
+            for chunk in range(schedule.offset):
+                latents.enter(chunk)
+            guidance.extract_prefix({chunk: latents.model_input(chunk) for chunk in range(schedule.offset)})
+            latents.drop_before(schedule.offset)
 
-        finite = FiniteLatents(noise.device, len(schedule.steps))
-        encoded: int | None = None  # chunk whose clean pass was made ahead of a compaction
-        for step in schedule.steps:
-            clean = step.clean if self.reuse.clean_pass and step.clean != encoded else None
-            window.overwrite(step)
-            features = partial(self._features, window, step)
-            todo = self.parallel.from_first(partial(self.reuse.decider.select, step, features))
-            latents = {chunk: window.model_input(chunk) for chunk in (*todo, *(() if clean is None else (clean,)))}
-            asked = self.reuse.asked(step, todo)
-            velocities = guidance.velocities(asked, latents, todo, clean, self.reuse.nearly_clean_copy)
-            self._integrate(step, window, velocities)
-            finite.step(step.number, {chunk: window.chunks[chunk] for chunk in step.chunks})
+    @property
+    def schedule(self) -> Schedule:
+        """That of the video under way."""
+        return self._under_way().schedule
 
-            passes = () if clean is None else (clean,)
-            compacts = self.cache.compacts_after(step)
-            if compacts and self.reuse.clean_pass and step.finished is not None:
-                # Compaction squeezes the chunk that has just finished: its lasting keys must be there before.
-                encoded = step.finished
-                guidance.encode_clean(step, encoded, window.model_input(encoded))
-                passes += (encoded,)
-            self.cache.end_step(step)
+    @property
+    def number(self) -> int:
+        """The step that comes next."""
+        return self._under_way().number
 
-            copied = guidance.copied_chunk(asked, todo) if self.reuse.nearly_clean_copy else None
-            entry = StepRecord(step.number, todo, _skipped(step, todo), passes, copied, compacts)
-            self.record.steps.append(entry)
+    @property
+    def endless(self) -> bool:
+        """The video goes on until it is ended early."""
+        return self.config.runtime.endless and self.schedule.chunk_num == self._under_way().planned
+
+    @property
+    def done(self) -> bool:
+        """All steps of the video are made."""
+        return self.number >= self.schedule.total_steps
+
+    @property
+    def entered(self) -> int:
+        """The chunk that enters next, given ones counted: the first one that has not begun yet."""
+        return min(self.schedule.chunk_num, self.schedule.offset + self.number // self.schedule.steps_per_stage)
+
+    def end_early(self) -> None:
+        """No chunk enters any more: the video ends when those under way are clean. To be called between two stages."""
+        video, entered = self._under_way(), self.entered
+        if entered == video.schedule.offset:
+            video.number = video.schedule.total_steps  # nothing is under way
+            return
+        self._shorten(entered)
+
+    @torch.no_grad()
+    def stage(self, on_step: StepCallback | None = None) -> CleanChunk | None:
+        """Make the steps until the next chunk may enter; gives the chunk that is clean then, None where the window is
+        not full yet.
+        """
+        video = self._under_way()
+        for _ in range(video.schedule.steps_per_stage):
+            step = video.schedule.step(video.number)
+            entry = self._step(video, step)
+            video.number += 1
+            self.record.add_step(entry)
             if on_step is not None:
                 on_step(entry)
-            if step.finished is not None:
-                finite.read()
-                yield CleanChunk(step.finished - schedule.offset, window.output(step.finished))
+        if step.finished is None:
+            return None
+        video.finite.read()
+        # The chunk that has just finished is encoded once more, at the next step.
+        video.latents.drop_before(step.finished)
+        return CleanChunk(step.finished - video.schedule.offset, video.latents.output(step.finished))
 
-    def _features(self, window: "_Latents", step: Step) -> dict[int, Tensor]:
-        embedded = self.dit.embed(torch.stack([window.model_input(chunk) for chunk in step.chunks]))
+    def held(self) -> list[Tensor]:
+        """Latents of the chunks under way, for measuring memory."""
+        return list(self._under_way().latents.chunks.values())
+
+    def state(self) -> State:
+        """All that is needed to go on, in a sampler that has begun the same video; between two stages."""
+        video = self._under_way()
+        video.finite.read()
+        cpu = torch.device("cpu")
+        return {
+            "number": video.number,
+            "encoded": video.encoded,
+            "chunk_num": video.schedule.chunk_num,
+            "latents": moved(video.latents.state(), cpu),
+            "cache": self.cache.state(),
+            "reuse": moved(self.reuse.state(), cpu),
+            "record": self.record.state(),
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on where ``state`` was taken; after ``begin`` with the same arguments."""
+        video, device = self._under_way(), self.cache.geometry.device
+        video.latents.restore(state["latents"], device)
+        self.cache.restore(state["cache"])
+        self.reuse.restore(moved(state["reuse"], device))
+        self.record = RunRecord.restored(state["record"])
+        video.guidance.record = self.record
+        video.number, video.encoded = state["number"], state["encoded"]
+        if state["chunk_num"] < video.schedule.chunk_num:
+            self._shorten(state["chunk_num"])
+
+    def _shorten(self, chunks: int) -> None:
+        video = self._under_way()
+        video.schedule = replace(video.schedule, chunk_num=chunks)
+        video.guidance.schedule = video.schedule
+        self.record.chunk_num = chunks
+        self.cache.end_early(video.schedule)
+
+    def _step(self, video: "_Video", step: Step) -> StepRecord:
+        latents, guidance = video.latents, video.guidance
+        for chunk in step.chunks:
+            latents.enter(chunk)
+        clean = step.clean if self.reuse.clean_pass and step.clean != video.encoded else None
+        latents.overwrite(step)
+        todo = self.parallel.from_first(
+            partial(self.reuse.decider.select, step, partial(self._features, latents, step))
+        )
+        inputs = {chunk: latents.model_input(chunk) for chunk in (*todo, *(() if clean is None else (clean,)))}
+        asked = self.reuse.asked(step, todo)
+        velocities = guidance.velocities(asked, inputs, todo, clean, self.reuse.nearly_clean_copy)
+        self._integrate(step, latents, velocities)
+        video.finite.step(step.number, {chunk: latents.chunks[chunk] for chunk in step.chunks})
+
+        passes = () if clean is None else (clean,)
+        compacts = self.cache.compacts_after(step)
+        if compacts and self.reuse.clean_pass and step.finished is not None:
+            # Compaction squeezes the chunk that has just finished: its lasting keys must be there before.
+            video.encoded = step.finished
+            guidance.encode_clean(step, step.finished, latents.model_input(step.finished))
+            passes += (step.finished,)
+        self.cache.end_step(step)
+
+        copied = guidance.copied_chunk(asked, todo) if self.reuse.nearly_clean_copy else None
+        return StepRecord(step.number, todo, _skipped(step, todo), passes, copied, compacts)
+
+    def _features(self, latents: "_Latents", step: Step) -> dict[int, Tensor]:
+        embedded = self.dit.embed(torch.stack([latents.model_input(chunk) for chunk in step.chunks]))
         return dict(zip(step.chunks, embedded, strict=True))
 
-    def _integrate(self, step: Step, window: "_Latents", velocities: dict[int, Tensor]) -> None:
+    def _integrate(self, step: Step, latents: "_Latents", velocities: dict[int, Tensor]) -> None:
         for entry in step.window:
             if entry.chunk in velocities:
                 velocity = velocities[entry.chunk]
-                window.add(entry.chunk, velocity * entry.dt)
+                latents.add(entry.chunk, velocity * entry.dt)
                 correction = self.reuse.advancer.observe(step, entry.chunk, velocity)
                 if correction is not None:
-                    window.add(entry.chunk, correction)
+                    latents.add(entry.chunk, correction)
             else:
-                window.add(entry.chunk, self.reuse.advancer.advance(step, entry.chunk))
+                latents.add(entry.chunk, self.reuse.advancer.advance(step, entry.chunk))
+
+    def _under_way(self) -> "_Video":
+        if self._video is None:
+            raise RuntimeError("no video was begun")
+        return self._video
 
     def _check_noise(self, noise: Tensor, schedule: Schedule) -> None:
         frames = schedule.chunk_num * self.config.runtime.chunk_width
@@ -190,14 +302,31 @@ def _skipped(step: Step, todo: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class _Latents:
-    """The latents of all chunks, and the given frames that overwrite the beginning of some."""
+    """Latents (C, T, H, W) by chunk, and the given frames that overwrite the beginning of some.
 
-    def __init__(self, noise: Tensor, prefix: Tensor | None, chunk_width: int) -> None:
-        """``noise`` (16, frames, H, W), ``prefix`` (16, P, H, W) or None."""
-        self.chunks = list(noise.split(chunk_width, dim=1))
+    A chunk's are there from its first step until it was encoded clean.
+
+    Args:
+        noise: where chunks begin.
+        prefix: (C, P, H, W) given latents, or None.
+        chunk_width: T.
+    """
+
+    def __init__(self, noise: NoiseSource, prefix: Tensor | None, chunk_width: int) -> None:
+        self.noise = noise
         self.prefix = prefix
         self.given = 0 if prefix is None else prefix.shape[1]
         self.chunk_width = chunk_width
+        self.chunks: dict[int, Tensor] = {}
+
+    def enter(self, chunk: int) -> None:
+        """``chunk`` begins, as noise; nothing happens where it has."""
+        if chunk not in self.chunks:
+            self.chunks[chunk] = self.noise.chunk(chunk)
+
+    def drop_before(self, chunk: int) -> None:
+        """Forget all chunks before ``chunk``."""
+        self.chunks = {number: latents for number, latents in self.chunks.items() if number >= chunk}
 
     def given_frames(self, chunk: int) -> int:
         """How many frames at the start of ``chunk`` are given."""
@@ -209,7 +338,7 @@ class _Latents:
             self.chunks[chunk] = self.model_input(chunk)
 
     def model_input(self, chunk: int) -> Tensor:
-        """What the model sees of ``chunk``: (16, T, H, W) with the given frames in place."""
+        """What the model sees of ``chunk``: (C, T, H, W) with the given frames in place."""
         count = self.given_frames(chunk)
         if count == 0:
             return self.chunks[chunk]
@@ -220,6 +349,29 @@ class _Latents:
         self.chunks[chunk] = self.chunks[chunk] + change
 
     def output(self, chunk: int) -> Tensor:
-        """(1, 16, frames, H, W) without the given frames; the chunk of a given image is returned whole."""
+        """(1, C, frames, H, W) without the given frames; the chunk of a given image is returned whole."""
         count = 0 if self.given == 1 else self.given_frames(chunk)
         return self.chunks[chunk][None, :, count:]
+
+    def state(self) -> State:
+        """What ``restore`` needs; the prefix is given anew."""
+        return {"noise": self.noise.state(), "chunks": dict(self.chunks)}
+
+    def restore(self, state: State, device: torch.device) -> None:
+        self.noise.restore(state["noise"])
+        self.chunks = moved(state["chunks"], device)
+
+
+@dataclass
+class _Video:
+    """What belongs to one video. ``planned``: chunks of it as begun; ``number``: the next step; ``encoded``: the chunk
+    whose clean pass was made ahead of a compaction.
+    """
+
+    schedule: Schedule
+    guidance: Guidance
+    latents: _Latents
+    finite: FiniteLatents
+    planned: int
+    number: int = 0
+    encoded: int | None = None

@@ -17,6 +17,8 @@ import numpy as np
 
 # Used by the prefix extraction when neither key window is configured (docs/sampler.md, "Which keys a chunk sees").
 DEFAULT_PREFIX_KEY_WINDOW = 8
+# More than any video has that ends: 30 years of it.
+MOST_CHUNKS = 10**9
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,11 @@ class Schedule:
         first that is made at least, as those are encoded together before it enters.
         """
         if not self.noise2clean_kvrange:
+            if self.chunk_num > MOST_CHUNKS:
+                raise ValueError(
+                    "an endless video has no whole history to look at (noise2clean_kvrange []): set a key window such "
+                    "as 5,4,3,2, or compress the KV cache"
+                )
             return self.chunk_num
         # The window is full, and no reach ends at the beginning of the video any more, after so many stages.
         stages = min(self.stages, self.window_size + max(self._widest_from[0], self.window_size) + 1)

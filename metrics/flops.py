@@ -8,7 +8,7 @@ states 306.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 
 class Forward(Protocol):
@@ -22,6 +22,9 @@ class Forward(Protocol):
 
     @property
     def caption_tokens(self) -> Sequence[int]: ...
+
+
+ForwardT = TypeVar("ForwardT", bound=Forward)
 
 
 @dataclass(frozen=True)
@@ -70,3 +73,8 @@ def forward_flops(size: TransformerSize, forward: Forward) -> int:
 def run_flops(size: TransformerSize, forwards: Iterable[Forward]) -> int:
     """All forwards of a run."""
     return sum(forward_flops(size, forward) for forward in forwards)
+
+
+def counted_flops(size: TransformerSize, counts: Mapping[ForwardT, int]) -> int:
+    """All forwards of a run, each kind with how often it was made."""
+    return sum(count * forward_flops(size, forward) for forward, count in counts.items())

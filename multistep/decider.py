@@ -4,7 +4,7 @@ With an advancer that predicts velocities along their line and corrects what it 
 whose skipped steps are free: the computed ones lie where velocities bend most.
 """
 
-from inference.reuse import Features
+from inference.reuse import Features, State
 from inference.schedule import Schedule, Step
 from multistep.config import MultistepConfig
 
@@ -21,3 +21,9 @@ class PatternDecider:
 
     def select(self, step: Step, features: Features) -> tuple[int, ...]:
         return tuple(entry.chunk for entry in step.window if entry.index in self._computed)
+
+    def state(self) -> State:
+        return {}  # nothing is remembered
+
+    def restore(self, state: State) -> None:
+        return None

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inference.reuse import State
 from inference.schedule import ChunkStep, Schedule, Step
 from multistep.config import Solver
 
@@ -47,6 +48,12 @@ class SolverAdvancer:
         if step.finished == chunk:
             del self._velocities[chunk]
         return torch.zeros_like(velocities[-1])
+
+    def state(self) -> State:
+        return {"velocities": {chunk: list(velocities) for chunk, velocities in self._velocities.items()}}
+
+    def restore(self, state: State) -> None:
+        self._velocities = state["velocities"]
 
     def held(self) -> list[Tensor]:
         """Every tensor that is remembered, for measuring memory."""

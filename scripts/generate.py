@@ -30,8 +30,9 @@ from harness.arguments import parse
 from harness.calibration.files import calibrated_method, calibration_path, load_calibration
 from harness.memory.flags import add_memory_flags, given_switches
 from harness.methods import Method, add_method, add_parameters, given_parameters, read_method
-from harness.outputs import numbered, refuse_foreign_report, refuse_inputs, report_paths
+from harness.outputs import numbered, refuse_foreign_report, refuse_inputs, report_paths, state_path
 from harness.program import launched_rank, make_parser, run_program
+from harness.run.flags import add_ending, add_prompts, frame_count, timed_prompts
 from harness.signals import stop_like_ctrl_c
 from inference.config import VAE_SPATIAL_FACTOR, MagiConfig, load_config, resolve_path
 from inference.video.fitting import Fit, size_like
@@ -39,8 +40,10 @@ from inference.video.names import check_output_path, partial_path
 
 logger = logging.getLogger("generate")
 
+USAGE = "%(prog)s --prompt PROMPT [--mode {t2v,i2v,v2v}] [--method NAME] [--output_path FILE] [...]"
+HELP = {"num_frames": "how many, or endless: until Ctrl-C or --max_seconds"}
 RUNTIME_FLAGS = ("seed", "num_frames", "num_steps", "video_size_h", "video_size_w")
-FILES = ("config_file", "method_config", "calibration", "image_path", "prefix_video_path")
+FILES = ("config_file", "method_config", "calibration", "prompt_schedule", "image_path", "prefix_video_path")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,9 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = make_parser(
-        __doc__, "%(prog)s --prompt PROMPT [--mode {t2v,i2v,v2v}] [--method NAME] [--output_path FILE] [...]"
-    )
+    parser = make_parser(__doc__, USAGE)
     parser.add_argument(
         "--config_file",
         default="configs/model/nano.json",
@@ -65,7 +66,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--mode", choices=("t2v", "i2v", "v2v"), default="t2v", help="from text, image or video (default: %(default)s)"
     )
-    parser.add_argument("--prompt", required=True, help="what the video shows")
+    add_prompts(parser)
+    add_ending(parser)
     parser.add_argument("--image_path", help="first frame (mode i2v)")
     parser.add_argument("--prefix_video_path", help="clip to continue (mode v2v)")
     parser.add_argument(
@@ -106,7 +108,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         help="auto: the shape of the image or clip, about as many pixels as configured",
     )
     for name in RUNTIME_FLAGS:
-        group.add_argument(f"--{name}", type=int, metavar="N")
+        kind = frame_count if name == "num_frames" else int
+        group.add_argument(f"--{name}", type=kind, metavar="N", help=HELP.get(name))
     add_memory_flags(parser)
     add_parameters(parser)
     return parse(parser, argv)
@@ -133,6 +136,7 @@ def generate(args: argparse.Namespace, argv: list[str]) -> int:
     exit status.
     """
     check_mode(args)
+    args.timed = timed_prompts(args)
     method, config = resolve_method(args)
     if not launched_rank():
         check_output(args)
@@ -171,6 +175,8 @@ def check_mode(args: argparse.Namespace) -> None:
 
 def check_output(args: argparse.Namespace) -> None:
     """Refuse what cannot be written or must not be replaced, and say what will be."""
+    if args.resume and args.no_overwrite:
+        raise ValueError("--no_overwrite names a new video, and --resume goes on with one; leave one out")
     if args.no_overwrite:
         args.output_path = str(numbered(Path(args.output_path)))
     video = check_output_path(args.output_path, trial=not args.dry_run)
@@ -180,6 +186,12 @@ def check_output(args: argparse.Namespace) -> None:
         sidecar, picture = report_paths(name)
         refuse_inputs((name, sidecar, picture), inputs)
         refuse_foreign_report(sidecar, picture)
+    state = state_path(video)
+    if state.exists() and not args.resume:
+        raise ValueError(
+            f"{state} is of an unfinished run: --resume goes on with it; remove it to begin anew, or name another "
+            "output"
+        )
     if video.exists() and not args.dry_run:
         logger.info("%s exists; it stays until the new one is complete, and is replaced then (--no_overwrite)", video)
 

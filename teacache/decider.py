@@ -8,7 +8,7 @@ import math
 
 from torch import Tensor
 
-from inference.reuse import Features, relative_l1_of_window
+from inference.reuse import Features, State, relative_l1_of_window
 from inference.schedule import ChunkStep, Schedule, Step
 from teacache.config import TeaCacheConfig
 
@@ -43,6 +43,12 @@ class WindowDecider:
         if not self._reuses_window(step, relative_l1_of_window(current, previous)):
             return step.chunks
         return tuple(entry.chunk for entry in step.window if entry.chunk not in previous or self._is_protected(entry))
+
+    def state(self) -> State:
+        return {"accumulated": self.accumulated, "smallest": self.smallest, "previous": dict(self._previous)}
+
+    def restore(self, state: State) -> None:
+        self.accumulated, self.smallest, self._previous = state["accumulated"], state["smallest"], state["previous"]
 
     def _reuses_window(self, step: Step, change: float | None) -> bool:
         """The decision; the accumulator is set as a side effect. ``change`` is None where no chunk was there before."""

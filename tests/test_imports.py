@@ -39,7 +39,7 @@ FLOORS = (
     ("model",),
     ("video",),
     ("sampler",),
-    ("memory",),
+    ("memory", "session"),
     ("pipeline",),
 )
 

@@ -19,6 +19,7 @@ from inference.memory.stages import ForwardShape
 from inference.model.attention import attend_heads
 from inference.model.dit import Captions, VideoDiT
 from inference.model.weights import checkpoint_directory, load_weights
+from inference.noise import DrawnNoise
 from inference.pipeline import load_special_tokens, load_transformer, plan, prompt_flags
 from inference.placement.kv_rows import HostRows
 from inference.reuse import Reuse
@@ -169,20 +170,16 @@ def measure_captions(config: MagiConfig, models: Models, prompt: str) -> int:
 def measure_video(config: MagiConfig, dit: VideoDiT, method: Method) -> dict[str, int]:
     """Most that the cache, and latents with what caching remembers, hold during a whole video."""
     cache, reuse = method.make_cache(kv_geometry(config, torch.device("cpu"))), method.make_reuse()
-    _, schedule = plan(config, 0)
-    frames, height, width = chunk_latent(config)
-    generator = torch.Generator().manual_seed(0)
-    shape = (1, config.model.latent_channels, schedule.chunk_num * frames, height, width)
-    noise = torch.randn(shape, generator=generator)
+    noise = DrawnNoise(0, (config.model.latent_channels, *chunk_latent(config)), torch.device("cpu"))
     most = {"cache": 0, "latents": 0}
 
     def watch(step: Any) -> None:
         most["cache"] = max(most["cache"], storage_bytes(_held_by(cache)))
-        most["latents"] = max(most["latents"], storage_bytes(_remembered(reuse)))
+        most["latents"] = max(most["latents"], storage_bytes([*_remembered(reuse), *sampler.held()]))
 
     sampler = Sampler(dit, config, cache, reuse)
-    chunks = [chunk.latents for chunk in sampler.run(noise, _NoWords(config), on_step=watch)]
-    most["latents"] += noise.nbytes + sum(chunk.nbytes for chunk in chunks)
+    for _ in sampler.run(noise, _NoWords(config), on_step=watch):
+        pass
     return most
 
 

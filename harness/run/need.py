@@ -15,6 +15,7 @@ from harness.model_check import Request, duration, product_rate
 from inference.config import MagiConfig
 from inference.memory.dry_run import dry_run
 from inference.pipeline import plan
+from inference.schedule import Schedule
 from inference.video.names import existing_folder
 from metrics.flops import TransformerSize, run_flops
 
@@ -31,8 +32,6 @@ DAY = 86_400
 MOST_DAYS = 90
 # Of a chunk's steps a caching method computes at least so many.
 LEAST_COMPUTED = 0.05
-# More frames than this are no length but the wish to go on until somebody ends it.
-WITHOUT_END = 2**49
 
 
 def video_bytes(config: MagiConfig, lossless: bool) -> int:
@@ -60,7 +59,7 @@ def refuse_too_long(config: MagiConfig, method: Method, device: torch.device, vi
     """ValueError where the video has no room on the disk, or would take months on ``device``; a warning where it may
     have none, or takes more than a day.
     """
-    if config.runtime.num_frames > WITHOUT_END:
+    if config.runtime.endless:
         return
     frames = f"{config.runtime.num_frames} frames of {config.runtime.video_size_w}x{config.runtime.video_size_h}"
     needed, free = video_bytes(config, lossless), free_disk(video)
@@ -90,16 +89,31 @@ def whole_work(request: Request) -> tuple[int, float]:
     same number: a polynomial of the second degree at most.
     """
     config, schedule = plan(request.config, request.prefix_frames)
-    runtime = config.runtime
-    chunk = runtime.chunk_width * runtime.temporal_downsample_factor
-    first = schedule.offset + 2 * runtime.window_size + max(runtime.noise2clean_kvrange, default=0) + 1
-    chunks = schedule.chunk_num - schedule.offset
+    first, chunks = _full_from(config, schedule), schedule.chunk_num - schedule.offset
     if chunks <= first + 2:
         return _counted(request, config, schedule.offset)
-    shorter = [config.with_overrides(num_frames=count * chunk) for count in (first, first + 1, first + 2)]
-    found = zip(*(_counted(request, short, schedule.offset) for short in shorter), strict=True)
+    found = zip(*(_counted_chunks(request, config, schedule, first + more) for more in range(3)), strict=True)
     forwards, flop = (_continued(*values, chunks - first) for values in found)
     return int(forwards), flop
+
+
+def work_of_a_chunk(request: Request) -> tuple[int, float]:
+    """Forwards and operations that a further chunk takes where nothing is reused and the window is full."""
+    config, schedule = plan(request.config, request.prefix_frames)
+    first = _full_from(config, schedule)
+    before, after = (_counted_chunks(request, config, schedule, first + more) for more in range(2))
+    return after[0] - before[0], after[1] - before[1]
+
+
+def _full_from(config: MagiConfig, schedule: Schedule) -> int:
+    """From so many chunks on each further one takes as much work as the one before."""
+    runtime = config.runtime
+    return schedule.offset + 2 * runtime.window_size + max(runtime.noise2clean_kvrange, default=0) + 1
+
+
+def _counted_chunks(request: Request, config: MagiConfig, schedule: Schedule, chunks: int) -> tuple[int, float]:
+    frames = chunks * config.runtime.chunk_width * config.runtime.temporal_downsample_factor
+    return _counted(request, config.with_overrides(num_frames=frames), schedule.offset)
 
 
 def _counted(request: Request, config: MagiConfig, offset: int) -> tuple[int, float]:

@@ -10,7 +10,7 @@ from harness.launch import own_device
 from harness.methods import Method
 from harness.model_check import Finding, Request, check_files, duration, gib, product_rate
 from harness.run.making import read_sample
-from harness.run.need import free_disk, video_bytes, whole_work
+from harness.run.need import free_disk, video_bytes, whole_work, work_of_a_chunk
 from inference.config import MagiConfig
 from inference.memory.host import PROCESS_BYTES, free_host_bytes
 from inference.memory.plan import estimate_run, plan_memory
@@ -24,24 +24,32 @@ def preview(args: argparse.Namespace, method: Method, config: MagiConfig) -> Ite
     would not start. Raises what the run itself would raise before it loads anything.
     """
     device, ranks = own_device(args.device), args.gpus or 1
-    sample, schedule = read_sample(args, method, config)
+    sample, schedule, times = read_sample(args, method, config)
     check_ranks(config, ranks)
     prefix = 0 if sample.prefix is None else len(usable_prefix(config, sample.prefix))
     request = Request(config, method, prefix, ranks)
     runtime, video = config.runtime, Path(args.output_path)
     length = f"{runtime.num_frames / runtime.fps:.1f} s at {runtime.fps} a second"
     size = f"{runtime.num_frames} frames of {runtime.video_size_w}x{runtime.video_size_h}"
+    if runtime.endless:
+        length, size = "until it is ended", f"frames of {runtime.video_size_w}x{runtime.video_size_h}"
     there = ", in the place of the one that is there" if video.exists() else ""
     yield Finding("video", None, f"{video}: {size}, {length}{there}")
     chunks = schedule.chunk_num - schedule.offset
     given = f", after {prefix} given frames" if prefix else ""
-    yield Finding("chunks", None, f"{chunks}, {runtime.num_steps} steps each{given}")
+    count = "without end" if runtime.endless else str(chunks)
+    yield Finding("chunks", None, f"{count}, {runtime.num_steps} steps each{given}")
+    if sample.later:
+        changes = (f'{times.begin(change.chunk):g}s "{change.prompt}"' for change in sample.changes)
+        yield Finding("prompts", None, "\n".join(changes))
     yield Finding("method", None, f"{method.name}, from {method.source}" if method.settings else "none: nothing reused")
     missing = [f"{finding.name}: {finding.detail}" for finding in check_files(config) if finding.ok is False]
     yield Finding("files", not missing, "\n".join(missing) or "all there")
     yield memory(request, device)
-    needed, free = video_bytes(config, args.lossless), free_disk(video)
-    yield Finding("disk", needed <= free, f"about {needed / 1e6:,.1f} MB for the video, {gib(free)} are free")
+    one = config.with_overrides(num_frames=60 * runtime.fps) if runtime.endless else config
+    needed, free = video_bytes(one, args.lossless), free_disk(video)
+    each = "each minute of the video" if runtime.endless else "the video"
+    yield Finding("disk", needed <= free, f"about {needed / 1e6:,.1f} MB for {each}, {gib(free)} are free")
     yield from work(request, device)
 
 
@@ -61,12 +69,16 @@ def memory(request: Request, device: torch.device) -> Finding:
 
 
 def work(request: Request, device: torch.device) -> Iterator[Finding]:
-    """Operations of each process if nothing were reused, and how long they take at least on ``device``."""
-    forwards, flop = whole_work(request)
+    """Operations of each process if nothing were reused, and how long they take at least on ``device``; of a video
+    without end those of one chunk.
+    """
+    endless = request.config.runtime.endless
+    forwards, flop = work_of_a_chunk(request) if endless else whole_work(request)
     flop /= request.ranks
     each = " by each process" if request.ranks > 1 else ""
     reused = "" if request.method.settings is None else "; fewer by what is reused"
-    yield Finding("work", None, f"{forwards} forwards, {flop / 1e12:,.3g} TFLOP{each}{reused}")
+    forwards = f"{forwards} forwards" + (" a chunk" if endless else "")
+    yield Finding("work", None, f"{forwards}, {flop / 1e12:,.3g} TFLOP{each}{reused}")
     rate = product_rate(device, request.config.model.dtype)
     at = f"at the {rate / 1e12:.3g} TFLOP/s of a large product on {device}"
     yield Finding("time", None, f"{duration(flop / rate)} or more, {at}")

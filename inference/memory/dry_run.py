@@ -79,5 +79,5 @@ def dry_run(
 
 def largest_forward(record: RunRecord) -> ForwardShape:
     """The forward with most entries, with most caption tokens where several have as many."""
-    forward = max(record.forwards, key=lambda forward: (len(forward.keys), sum(forward.caption_tokens)))
+    forward = max(record.forward_counts(), key=lambda forward: (len(forward.keys), sum(forward.caption_tokens)))
     return ForwardShape(len(forward.keys), forward.chunk_tokens, sum(forward.caption_tokens))

@@ -124,16 +124,14 @@ def vae_dtype(config: MagiConfig, device: torch.device) -> torch.dtype:
     return config.model.dtype if device.type == "cuda" else torch.float32
 
 
-def captions_bytes(config: MagiConfig, schedule: Schedule) -> int:
-    """Caption features of a prompt: every position, and the duration token of every chunk."""
-    width, positions = config.model.caption_channels, config.model.caption_max_length
-    durations = schedule.chunk_num - schedule.offset if config.runtime.pad_duration else 0
-    return FLOAT * width * (positions + durations)
+def captions_bytes(config: MagiConfig) -> int:
+    """Caption features of a prompt: every position."""
+    return FLOAT * config.model.caption_channels * config.model.caption_max_length
 
 
 def latents_bytes(config: MagiConfig, schedule: Schedule, remembered: int) -> int:
-    """Noise and latents of the whole video, and what caching remembers of the chunks in the window: ``remembered``
-    tensors of their latents' size each, and where there are any their embedded latents.
+    """Latents of the window and of the chunk that has just finished, and what caching remembers of the chunks in the
+    window: ``remembered`` tensors of their latents' size each, and where there are any their embedded latents.
     """
     runtime, model = config.runtime, config.model
     side = VAE_SPATIAL_FACTOR
@@ -141,7 +139,7 @@ def latents_bytes(config: MagiConfig, schedule: Schedule, remembered: int) -> in
     chunk = FLOAT * model.latent_channels * cells
     features = config.tokens_per_chunk * model.hidden_size * model.dtype.itemsize
     window = min(runtime.window_size, schedule.chunk_num)
-    return 2 * schedule.chunk_num * chunk + window * (remembered * chunk + (features if remembered else 0))
+    return min(window + 1, schedule.chunk_num) * chunk + window * (remembered * chunk + (features if remembered else 0))
 
 
 def chunk_latent(config: MagiConfig) -> tuple[int, int, int]:
@@ -187,7 +185,7 @@ def estimate(
         kv_rows=rows,
         kv_tables=cache.planned_bytes(schedule) - rows,
         kv_layer=rows // geometry.layers,
-        captions=captions_bytes(config, schedule),
+        captions=captions_bytes(config),
         latents=latents_bytes(config, schedule, remembered),
         activations=_activations(config, shape, device, ranks),
         decode=decode_peak(vit, tiles, chunk_latent(config), dtype, ranks),

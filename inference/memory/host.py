@@ -37,7 +37,9 @@ def refuse_too_large(config: MagiConfig, free: int | None = None) -> None:
     runtime, model = config.runtime, config.model
     free = free_host_bytes() if free is None else free
     side = VAE_SPATIAL_FACTOR**2
-    latents = -(-runtime.num_frames // runtime.temporal_downsample_factor) * model.latent_channels
+    # With the whole history in view keys are kept of all of them, and those are more; of an endless video none can be.
+    held = 1 if runtime.noise2clean_kvrange or runtime.endless else runtime.num_frames
+    latents = -(-held // runtime.temporal_downsample_factor) * model.latent_channels
     noise = latents * runtime.video_size_h * runtime.video_size_w // side * 4
     tokens = config.tokens_per_chunk * model.hidden_size * model.dtype.itemsize
     for needed, what, cure in (

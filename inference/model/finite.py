@@ -58,10 +58,10 @@ class FiniteLatents:
 
     Args:
         device: where the latents are.
-        steps: of the whole video.
+        steps: of the whole video, None where it has no end.
     """
 
-    def __init__(self, device: torch.device, steps: int) -> None:
+    def __init__(self, device: torch.device, steps: int | None) -> None:
         self.device = device
         self.steps = steps
         self._asked: tuple[int, tuple[int, ...], Tensor, torch.cuda.Event | None] | None = None
@@ -96,7 +96,8 @@ class FiniteLatents:
         bad = [chunk for chunk, finite in zip(chunks, flags.tolist(), strict=True) if not finite]
         if bad:
             raise NotFiniteError(
-                f"denoising: the latents of {_chunks(bad)} are not finite after step {number + 1} of {self.steps}"
+                f"denoising: the latents of {_chunks(bad)} are not finite after step {number + 1}"
+                + ("" if self.steps is None else f" of {self.steps}")
             )
 
 

@@ -203,5 +203,5 @@ class Guidance:
             parallel=self.parallel,
         )
         keys = context.key_counts()
-        self.record.forwards.append(ForwardRecord(kind, self.cache.geometry.chunk_tokens, keys, packed.lengths))
+        self.record.add_forward(ForwardRecord(kind, self.cache.geometry.chunk_tokens, keys, packed.lengths))
         return out

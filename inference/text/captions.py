@@ -153,7 +153,8 @@ class ChunkCaptions:
     """The caption of every chunk of a video, and of the null branch; built by :func:`assemble_captions`.
 
     ``text`` (L, Cc) and ``text_mask`` (L,) bool are the prompt's. In front of it, in generated chunks, stand
-    ``durations`` (chunk_num - offset, Cc), one per chunk and None if switched off, and then ``front`` (k, Cc).
+    the token of ``durations`` (8, Cc) that tells how many chunks are still to come, None if switched off, and then
+    ``front`` (k, Cc).
     ``null_embedding`` (L, Cc) is the learned null caption, with ``null_front`` (j, Cc) in front of it.
     """
 
@@ -217,7 +218,10 @@ class ChunkCaptions:
     def _special_tokens(self, chunk: int) -> Tensor:
         if self.durations is None:
             return self.front
-        return torch.cat([self.durations[chunk - self.offset, None], self.front])
+        # This one included: the last chunk has token 1, whatever the length of the prefix, and all before the last
+        # eight of a long video have token 8.
+        remaining = min(self.chunk_num - chunk, MAX_DURATION)
+        return torch.cat([self.durations[remaining - 1, None], self.front])
 
     def _check_chunk(self, chunk: int) -> None:
         if not 0 <= chunk < self.chunk_num:
@@ -281,11 +285,7 @@ def assemble_captions(
     null_embedding = null_embedding.detach().float()
     tokens = tokens.to(device) if tokens is not None else None
     front, null_front = _front_tokens(tokens, flags, null_embedding)
-    durations = None
-    if tokens is not None and flags.pad_duration:
-        # Chunks still to come, this one included: the last chunk has token 1, whatever the length of the prefix.
-        remaining = torch.arange(chunk_num - offset, 0, -1, device=device)
-        durations = tokens.duration[remaining.clamp(max=MAX_DURATION) - 1]
+    durations = tokens.duration if tokens is not None and flags.pad_duration else None
     return ChunkCaptions(
         chunk_num=chunk_num,
         offset=offset,

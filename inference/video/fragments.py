@@ -52,23 +52,26 @@ class VideoForm:
 
 
 class FragmentEncoder:
-    """Turns batches of frames into bytes that follow one another in a file; equal batches give equal bytes."""
+    """Turns batches of frames into bytes that follow one another in a file; equal batches give equal bytes.
 
-    def __init__(self, form: VideoForm) -> None:
+    ``frames``, ``fragments``: what the file has already.
+    """
+
+    def __init__(self, form: VideoForm, frames: int = 0, fragments: int = 0) -> None:
         self.form = form
-        self.frames = 0
-        self._fragments = 0
+        self.frames = frames
+        self.fragments = fragments
 
     def encode(self, frames: Tensor) -> bytes:
         """The fragment of ``frames``, uint8 (T, height, width, 3) RGB on the CPU; the first begins the file."""
         buffer = io.BytesIO()
-        options = {"movflags": FRAGMENTED, "fragment_index": str(self._fragments + 1), "fflags": "+bitexact"}
+        options = {"movflags": FRAGMENTED, "fragment_index": str(self.fragments + 1), "fflags": "+bitexact"}
         with av.open(buffer, "w", format="mp4", options=options) as container:
             stream = self.form.add_stream(container)
             for number, packet in enumerate(self._packets(stream, frames)):
                 packet.pts, packet.dts = packet.pts + REORDERED, self.frames + number
                 container.mux(packet)
-        first, self._fragments = self._fragments == 0, self._fragments + 1
+        first, self.fragments = self.fragments == 0, self.fragments + 1
         self.frames += len(frames)
         return b"".join(box for kind, box in boxes(buffer.getvalue()) if first or kind in (b"moof", b"mdat"))
 

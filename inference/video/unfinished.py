@@ -35,6 +35,19 @@ class UnfinishedVideo:
         self._file.seek(0)
         return frames
 
+    @property
+    def size(self) -> int:
+        """Bytes of whole fragments."""
+        return self._file.tell()
+
+    def go_on(self, size: int) -> None:
+        """Forget all but the first ``size`` bytes; ValueError where there are fewer."""
+        there = os.fstat(self._file.fileno()).st_size
+        if there < size:
+            raise ValueError(f"{self.path} has {there} bytes of the {size} that were written")
+        self._file.truncate(size)
+        self._file.seek(size)
+
     def add(self, fragment: bytes) -> None:
         """Append a fragment and wait until the disk has it; where that fails, what was there before stays whole."""
         start = self._file.tell()

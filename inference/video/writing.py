@@ -3,12 +3,14 @@
 import errno
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 import av
 from torch import Tensor, uint8
 
+from inference.files import hidden_beside
 from inference.model.finite import NotFiniteError
 from inference.video.fragments import FragmentEncoder, VideoForm
 from inference.video.names import check_output_path, partial_path, real_path
@@ -17,6 +19,15 @@ from inference.video.unfinished import UnfinishedVideo, make_plain
 logger = logging.getLogger(__name__)
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True)
+class Written:
+    """How far an unfinished video is: ``frames`` in ``fragments``, ``size`` bytes together."""
+
+    frames: int
+    fragments: int
+    size: int
 
 
 class VideoWriter:
@@ -31,6 +42,10 @@ class VideoWriter:
     Without a single frame nothing appears. ``saved_as`` is the path that was written, or None. Equal batches give
     equal files.
 
+    A writer that is to ``go_on_from`` what ``written`` gave in an earlier one, which was killed, or ended while it was
+    ``resumable``, gives the file that the earlier one would have. What a ``resumable`` one leaves is there until
+    ``forget``.
+
     The encoder works in a thread of its own because Ctrl-C interrupts the main thread anywhere, even between two
     packets of one frame; this way an appended batch is either wholly in the file or not at all.
 
@@ -39,7 +54,14 @@ class VideoWriter:
     """
 
     def __init__(
-        self, path: str | Path, fps: int, height: int, width: int, crf: int = 23, lossless: bool = False
+        self,
+        path: str | Path,
+        fps: int,
+        height: int,
+        width: int,
+        crf: int = 23,
+        lossless: bool = False,
+        go_on_from: Written | None = None,
     ) -> None:
         if height < 2 or width < 2 or height % 2 or width % 2:
             raise ValueError(f"H.264 with yuv420p needs even sizes, got {width}x{height}")
@@ -47,23 +69,29 @@ class VideoWriter:
             raise ValueError(f"fps must be at least 1, got {fps}")
         self.path = check_output_path(path)
         self.form = VideoForm(fps, height, width, crf, lossless)
-        self.frames_written = 0
+        self.frames_written = 0 if go_on_from is None else go_on_from.frames
         self.stopped = False
         self.saved_as: Path | None = None
-        self._encoder = FragmentEncoder(self.form)
+        self.resumable = False
+        self._go_on_from = go_on_from
+        fragments = 0 if go_on_from is None else go_on_from.fragments
+        self._encoder = FragmentEncoder(self.form, self.frames_written, fragments)
         self._thread: ThreadPoolExecutor | None = None
         self._unfinished: UnfinishedVideo | None = None
         self._plain_failed: Exception | None = None
 
     def __enter__(self) -> "VideoWriter":
-        partial, unfinished = partial_path(self.path), None
+        partial, unfinished, rescued = partial_path(self.path), None, 0
         try:
             unfinished = UnfinishedVideo(real_path(self.path))
-            rescued = unfinished.rescue(partial)
-        except (OSError, av.error.FFmpegError) as error:
+            if self._go_on_from is None:
+                rescued = unfinished.rescue(partial)
+            else:
+                unfinished.go_on(self._go_on_from.size)
+        except (OSError, ValueError, av.error.FFmpegError) as error:
             if unfinished is not None:
                 unfinished.leave()
-            raise self._failure(error) from error
+            raise (error if isinstance(error, ValueError) else self._failure(error)) from error
         self._unfinished = unfinished
         if rescued:
             logger.warning("an earlier run onto %s was killed: its %d frames are %s", self.path.name, rescued, partial)
@@ -81,6 +109,19 @@ class VideoWriter:
             raise RuntimeError(f"the writer of {self.path} is not open")
         if len(frames):
             self._thread.submit(self._add, frames.cpu()).result()
+
+    @property
+    def written(self) -> Written:
+        """What is on the disk; between two calls of ``append``."""
+        if self._unfinished is None:
+            raise RuntimeError(f"the writer of {self.path} is not open")
+        return Written(self.frames_written, self._encoder.fragments, self._unfinished.size)
+
+    def forget(self) -> None:
+        """Remove what is left for going on; nothing happens where nothing is."""
+        target = real_path(self.path)
+        if hidden_beside(target, "part.mp4").exists():
+            UnfinishedVideo(target).close()
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -131,7 +172,10 @@ class VideoWriter:
             failure = self._failure(error)
             kept = f"; the {self.frames_written} frames are in {unfinished.path}"
             raise OSError(failure.errno, f"{failure.strerror}{kept}") from error
-        unfinished.close()
+        if self.resumable:
+            unfinished.leave()
+        else:
+            unfinished.close()
         if not self.frames_written and not stopped:
             raise ValueError(f"no frames were written to {self.path}")
 

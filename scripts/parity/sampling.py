@@ -81,6 +81,9 @@ class _Recorder:
         self.inner = reuse
         self.velocities: dict[int, list[Tensor]] = {}
         self.accumulated: list[list[float]] = []
+        # The decider forgets chunks that have left the window.
+        self._latest: dict[int, float] = {}
+        self._chunks = 0
 
     def reuse(self) -> Reuse:
         """As an argument of the sampler, which makes both as new, each through this."""
@@ -88,11 +91,13 @@ class _Recorder:
 
     def reset(self, schedule: Schedule) -> None:
         self.inner.reset(schedule)
+        self._chunks = schedule.chunk_num
 
     def select(self, step: Step, features: Any) -> tuple[int, ...]:
         todo = self.inner.decider.select(step, features)
         if isinstance(self.inner.decider, ChunkwiseDecider):
-            self.accumulated.append(list(self.inner.decider.accumulated.values()))
+            self._latest |= self.inner.decider.accumulated
+            self.accumulated.append([self._latest.get(chunk, 0.0) for chunk in range(self._chunks)])
         return todo
 
     def observe(self, step: Step, chunk: int, velocity: Tensor) -> Tensor | None:

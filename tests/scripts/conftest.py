@@ -69,4 +69,5 @@ def defaults(checkpoint: Path, folder: Path) -> list[str]:
     return [
         *("--config_file", str(checkpoint / "distill.json"), "--prompt", "a cat on a mat"),
         *("--output_path", str(folder / "video.mp4")),
+        *("--save_state", "false"),
     ]

@@ -68,7 +68,8 @@ def test_estimates_follow_size_length_and_ranks() -> None:
     assert large.activations.bytes == pytest.approx(2 * one.activations.bytes, rel=0.05)
     assert shared.activations.bytes < one.activations.bytes / 6
     assert large.decode.bytes > 1.5 * one.decode.bytes
-    assert long.latents == 2 * one.latents and long.transformer == one.transformer
+    # Of a window of four chunks and the one before it, however many there are.
+    assert long.latents * 4 == 5 * one.latents and long.transformer == one.transformer
 
 
 def forwards(record: RunRecord) -> list[tuple[object, ...]]:

@@ -6,12 +6,11 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 
-from inference.pipeline import MagiPipeline
+from inference.session.session import Session, VideoChunk
 from inference.video.reading import probe_video
 from tests.scripts.conftest import Run, Start
 from tests.scripts.generate.stopped import assert_partial_video, stop
@@ -72,13 +71,13 @@ def test_ctrl_c_before_the_first_chunk_writes_nothing(start_process: Start, tmp_
 @pytest.fixture
 def fails_after_a_chunk(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pipeline runs out of memory once it has handed out one chunk."""
-    whole = MagiPipeline.frames
+    whole = Session.__iter__
 
-    def frames(*arguments: Any, **options: Any) -> Iterator[torch.Tensor]:
-        yield next(whole(*arguments, **options))
+    def chunks(session: Session) -> Iterator[VideoChunk]:
+        yield next(whole(session))
         raise torch.OutOfMemoryError("CUDA out of memory: 3 GiB")
 
-    monkeypatch.setattr(MagiPipeline, "frames", frames)
+    monkeypatch.setattr(Session, "__iter__", chunks)
 
 
 def test_a_failed_run_keeps_what_is_done(
