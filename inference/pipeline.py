@@ -143,6 +143,12 @@ class MagiPipeline:
         check_ranks(config, parallel.ranks)
         for warning in runtime_support_warnings(config, parallel.ranks):
             logger.warning(warning)
+        runtime = config.runtime
+        # All paths and headers first: what is missing should not show up after minutes of loading something else, nor
+        # as the memory that models of unknown size may need.
+        weights = checkpoint_directory(config)
+        vae_directory = require_path(runtime.vae_pretrained, "runtime_config.vae_pretrained")
+        t5_directory = require_path(runtime.t5_pretrained, "runtime_config.t5_pretrained")
         memory = None
         if device.index is not None and device.type == "cuda":
             torch.cuda.set_device(device)  # for what takes no device: kernels of other packages, host memory
@@ -150,11 +156,6 @@ class MagiPipeline:
             config, memory = place_run(config, device, free_bytes(device), make_cache, parallel.ranks)
         else:
             check_host(*plan(config, 0), make_cache, parallel.ranks)
-        runtime = config.runtime
-        # All paths and headers first: what is missing should not show up after minutes of loading something else.
-        weights = checkpoint_directory(config)
-        vae_directory = require_path(runtime.vae_pretrained, "runtime_config.vae_pretrained")
-        t5_directory = require_path(runtime.t5_pretrained, "runtime_config.t5_pretrained")
         tokens = load_special_tokens(config)
         dit = load_transformer(config, device)
         check_weights(dit, weights, name="transformer")

@@ -297,6 +297,15 @@ def test_damaged_checkpoints(refuse: Refuse, checkpoint_copy: Path, damage: Call
     assert re.search(message, said), said
 
 
+def test_a_missing_path_is_named_whatever_the_memory(
+    refuse: Refuse, checkpoint_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = without_text_encoder(checkpoint_copy)
+    # A model of unknown size counts as the published one.
+    monkeypatch.setattr("inference.memory.host.free_host_bytes", lambda: 4 * 10**9)
+    assert re.search(message, refuse("--config_file", str(checkpoint_copy / "distill.json"), loads=True))
+
+
 def test_full_disk(start_process: Start, tmp_path: Path) -> None:
     """A limit on the size of files makes the operating system refuse to write, as a full disk does."""
     (tmp_path / "video.mp4").write_bytes(b"an older video")
