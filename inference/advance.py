@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inference.reuse import on_its_own
 from inference.schedule import ChunkStep, Schedule, Step
 from inference.settings import AdvanceSettings
 
@@ -108,7 +109,7 @@ class MemoryAdvancer:
 
     def observe(self, step: Step, chunk: int, velocity: Tensor) -> Tensor | None:
         entry = step.of(chunk)
-        new, old = Computed(velocity, entry.t, entry.dt), self._memory.pop(chunk, None)
+        new, old = Computed(on_its_own(velocity), entry.t, entry.dt), self._memory.pop(chunk, None)
         if step.finished != chunk:
             self._memory[chunk] = ChunkMemory(new, None if old is None else old.last)
         return None if old is None else old.correction(new)

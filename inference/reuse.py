@@ -186,6 +186,11 @@ def _change_and_size(
     return (now - before).abs().mean(dim=1), before.abs().mean(dim=1)
 
 
+def on_its_own(velocity: Tensor) -> Tensor:
+    """``velocity`` without those of the other chunks of its forward, which would be kept with it as long as it is."""
+    return velocity if velocity.untyped_storage().nbytes() == velocity.nbytes else velocity.clone()
+
+
 def moved(value: Any, device: torch.device) -> Any:
     """``value``, a ``State`` or a part of one, with every tensor in it on ``device``."""
     if isinstance(value, Tensor):

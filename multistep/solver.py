@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference.reuse import State
+from inference.reuse import State, on_its_own
 from inference.schedule import ChunkStep, Schedule, Step
 from multistep.config import Solver
 
@@ -28,7 +28,7 @@ class SolverAdvancer:
     def observe(self, step: Step, chunk: int, velocity: Tensor) -> Tensor | None:
         """What the chunk gains besides ``velocity * dt``: nothing, bit for bit, where the weights are MAGI-1's own."""
         velocities = self._velocities.setdefault(chunk, [])
-        velocities.append(velocity)
+        velocities.append(on_its_own(velocity))
         row = len(velocities) - 1
         table = self.solver.first if chunk == self._offset else self.solver.later
         if row >= len(table):

@@ -33,7 +33,8 @@ ALLOWED = {
 # The wings of `inference` and the files beside them, from the ground up: each may import those on floors below its own.
 FLOORS = (
     ("config_errors", "errors", "files", "noise", "schedule", "settings"),
-    ("config", "record", "reuse", "advance"),
+    ("config", "record", "reuse"),
+    ("advance",),
     ("placement", "parallel"),
     ("kv_cache", "text"),
     ("model",),

@@ -41,16 +41,18 @@ def test_live_memory_counts_what_is_made_and_forgets_what_is_freed() -> None:
     ("source", "method", "overrides"),
     [
         ("distill.json", None, {}),
-        ("distill.json", SLOW, {"num_frames": 168, "video_size_w": 64}),
+        ("distill.json", SLOW, {"num_frames": 168, "video_size_w": 64, "num_steps": 16}),
         ("base.json", None, {"video_size_h": 64}),
-        (str(ROOT / "configs/model/nano.json"), SLOW, {"num_frames": 144, "num_steps": 4}),
+        (str(ROOT / "configs/model/nano.json"), SLOW, {"num_frames": 144, "num_steps": 16}),
     ],
 )
 def test_every_part_is_estimated_within_ten_percent(
     checkpoint: Path, source: str, method: str | None, overrides: dict[str, Any]
 ) -> None:
     config = load_config(checkpoint / source).with_overrides(**overrides)
-    parts = compare_parts(config, load_models(config), read_method(method, {}), "a red ball")
+    # As much is remembered as can be where all that may be reused is, in runs of some length.
+    settings = {} if method is None else {"rel_l1_thresh": 5.0}
+    parts = compare_parts(config, load_models(config), read_method(method, settings), "a red ball")
     assert len(parts) == 8
     ratios = {name: size.ratio for name, size in parts.items()}
     assert ratios == pytest.approx(dict.fromkeys(ratios, 1.0), abs=TOLERANCE)
