@@ -1,0 +1,157 @@
+#!/usr/bin/env python
+"""Does a long video take more memory or time the longer it gets? Minutes of it, with prompts over time.
+
+  long_video.py --minutes 10 --methods none flowcache_fast multistep_fast --output_path RECORD.json
+
+Each method makes one video of the bundled model, a prompt ruling for half a minute. Memory is what tensors and what the
+process hold between two chunks, from the tenth on; time per chunk is the median of the last full minute against that of
+the first, in one run. Other work on the machine is in that ratio. With --keep FOLDER the videos stay.
+"""
+
+import argparse
+import gc
+import itertools
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from harness.arguments import parse
+from harness.json_files import commit, save_json
+from harness.memory.live import storage_bytes
+from harness.methods import read_method
+from harness.program import make_parser, run_program
+from inference.config import load_config
+from inference.pipeline import MagiPipeline, RunReport, Sample
+from inference.session.times import PromptChange
+from inference.video.writing import VideoWriter
+
+PROMPTS = (
+    "a big red ball bounces up and down in the sky",
+    "a small green square moves left on a grey floor",
+    "a big yellow triangle moves up",
+    "a small blue circle stays still",
+    "a big purple square bounces in the sky",
+)
+SECONDS_OF_A_PROMPT = 30
+STATM = Path("/proc/self/statm")
+PAGE = 4096
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = make_parser(__doc__)
+    parser.add_argument("--minutes", type=float, default=10.0, help="of each video (default: %(default)s)")
+    parser.add_argument("--methods", nargs="+", default=["none", "flowcache_fast", "multistep_fast"])
+    parser.add_argument("--num_steps", type=int, default=16, help="(default: %(default)s)")
+    parser.add_argument("--keep", metavar="FOLDER", help="where the videos stay")
+    parser.add_argument("--output_path", help="where the record goes")
+    return parse(parser, argv)
+
+
+def resident() -> int:
+    """Bytes that the process holds in memory."""
+    return int(STATM.read_text().split()[1]) * PAGE
+
+
+def live_bytes() -> int:
+    """Bytes of all tensors that Python can reach, those of the models among them."""
+    gc.collect()
+    found = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
+    return storage_bytes(found)
+
+
+def measure_method(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    method = read_method(None if name == "none" else name, {})
+    base = load_config("configs/model/nano.json")
+    fps = base.runtime.fps
+    config = method.apply_window(base).with_overrides(
+        num_frames=round(args.minutes * 60) * fps, num_steps=args.num_steps
+    )
+    pipeline = MagiPipeline.load(config, torch.device("cpu"), make_cache=method.make_cache)
+    prompts = itertools.cycle(PROMPTS)
+    first = next(prompts)
+    later = tuple(
+        PromptChange(chunk, next(prompts))
+        for chunk in range(SECONDS_OF_A_PROMPT, round(args.minutes * 60), SECONDS_OF_A_PROMPT)
+    )
+    report, seconds, held, live, cache = RunReport(), [], [], [], set()
+    session = pipeline.session(
+        Sample(first, later=later), reuse=method.make_reuse(), make_cache=method.make_cache, report=report
+    )
+    session.begin()
+    with open_writer(name, args, config) as writer:
+        began = time.perf_counter()
+        for chunk in session:
+            writer.append(chunk.frames)
+            seconds.append(time.perf_counter() - began)
+            held.append(resident())
+            if chunk.number >= 10 and chunk.number % 10 == 0:
+                live.append(live_bytes())
+            cache.add(report.kv_cache_bytes)
+            began = time.perf_counter()
+    minute = 60
+    # The first ten chunks fill the window and warm up.
+    early, late = statistics.median(seconds[10 : 10 + minute]), statistics.median(seconds[-4 - minute : -4])
+    return {
+        "chunks": len(seconds),
+        "seconds": round(sum(seconds), 1),
+        "seconds_per_chunk": {
+            "first_minute": round(early, 4),
+            "last_minute": round(late, 4),
+            "ratio": round(late / early, 3),
+        },
+        # The last chunks are made in a window that empties.
+        "live_bytes": growth(live[0], live[1:]),
+        "resident_bytes": growth(held[10], held[11:]),
+        "kv_cache_bytes": sorted(cache),
+        "share_reused": round(report.record.share_reused, 4),
+        "prompts": len(report.prompts),
+    }
+
+
+def growth(first: int, later: list[int]) -> dict[str, Any]:
+    most = max(later)
+    return {"after_chunk_10": first, "largest_later": most, "growth": round(most / first - 1, 4)}
+
+
+def open_writer(name: str, args: argparse.Namespace, config: Any) -> VideoWriter:
+    folder = Path(args.keep) if args.keep else Path(tempfile.mkdtemp())
+    folder.mkdir(parents=True, exist_ok=True)
+    runtime = config.runtime
+    return VideoWriter(folder / f"{name}.mp4", runtime.fps, runtime.video_size_h, runtime.video_size_w)
+
+
+def measure(args: argparse.Namespace) -> int:
+    if round(args.minutes * 60) < 90:
+        raise ValueError(f"--minutes must be at least 1.5, got {args.minutes:g}: two minutes are compared")
+    if args.output_path and Path(args.output_path).exists():
+        raise ValueError(f"{args.output_path} exists; name another output")
+    torch.set_num_threads(1)
+    record: dict[str, Any] = {
+        "command": f"long_video.py --minutes {args.minutes:g} --num_steps {args.num_steps}",
+        "commit": commit(),
+        "machine": f"{platform.machine()}, 1 thread, torch {torch.__version__}",
+        "methods": {},
+    }
+    for name in args.methods:
+        record["methods"][name] = measure_method(name, args)
+        print(name, json.dumps(record["methods"][name]), flush=True)
+    if args.output_path:
+        save_json(Path(args.output_path), record)
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_program(parse_arguments, measure, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
