@@ -22,6 +22,7 @@ from harness.device import set_threads
 from harness.json_files import commit, save_json
 from harness.memory.parts import compare_offloaded, compare_parts, load_models
 from harness.methods import read_method
+from harness.outputs import own_json
 from harness.sidecar import describe_device
 from inference.config import load_config
 
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config_file", default="configs/model/nano.json", help="(default: %(default)s)")
     parser.add_argument("--num_steps", type=int, default=8, help="memory does not depend on it (default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="write the result as JSON to this file")
+    parser.add_argument("--output", type=own_json("rows", "worst"), help="write the result as JSON to this file")
     args = parser.parse_args(argv)
     disable_progress_bar()
     result = measure(args.config_file, args.num_steps)

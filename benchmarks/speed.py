@@ -23,10 +23,11 @@ from transformers.utils.logging import disable_progress_bar
 from harness.arguments import parse
 from harness.device import choose_device, set_threads
 from harness.json_files import commit, save_json
-from harness.methods import Method, read_method
+from harness.methods import Method, method_path, read_method
+from harness.outputs import check_outputs, json_with
 from harness.program import make_parser, run_program
 from harness.sidecar import describe_device
-from inference.config import load_config
+from inference.config import load_config, resolve_path
 from inference.pipeline import MagiPipeline, RunReport, Sample
 from metrics.flops import TransformerSize, run_flops
 
@@ -73,6 +74,10 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     overrides = {name: getattr(args, name) for name in ("num_frames", "num_steps") if getattr(args, name) is not None}
     config = load_config(args.config_file).with_overrides(**overrides)
     methods = {"baseline": read_method(args.baseline, {}), "method": read_method(args.method, {})}
+    if args.output is not None:
+        files = {name: getattr(args, name) for name in ("config_file", "baseline", "method")}
+        inputs = {name: resolve_path(method_path(given)) for name, given in files.items()}
+        check_outputs({args.output: json_with("what", "methods", "runs", "speedup")}, inputs)
     device = choose_device(args.device)
     set_threads(args.threads, config)
     pipeline = MagiPipeline.load(config, device)

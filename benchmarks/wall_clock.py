@@ -27,6 +27,7 @@ from transformers.utils.logging import disable_progress_bar
 from harness.device import choose_device, set_threads
 from harness.json_files import commit, save_json
 from harness.methods import Method, read_method
+from harness.outputs import own_json
 from harness.replay import Replay, decisions
 from harness.sidecar import describe_device
 from inference.config import MagiConfig, load_config
@@ -172,7 +173,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=3, help="runs of every method")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, help="CPU threads (default: 1)")
-    parser.add_argument("--output", type=Path, help="write the result as JSON to this file")
+    parser.add_argument(
+        "--output", type=own_json("methods", "runs", "summary"), help="write the result as JSON to this file"
+    )
     args = parser.parse_args(argv)
     if args.repeats < 1:
         parser.error(f"--repeats must be at least 1, got {args.repeats}")

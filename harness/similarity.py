@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from harness.json_files import save_json
-from harness.outputs import refuse_inputs
+from harness.outputs import FIGURE_MARK, Inputs, Ours, beginning_with, check_outputs, is_our_figure, json_with
 from inference.files import read_json, replacing
 from metrics.drift import Drift, draw_drift, drift_entry, measure_drift
 from metrics.similarity import report
@@ -76,6 +76,22 @@ def sidecar_differences(pair: Pair) -> list[str]:
     ]
 
 
+def check_results(folder: Path, pairs: Iterable[Pair], inputs: Inputs) -> None:
+    """ValueError where ``write_results`` would replace an input, or a file that it has not left."""
+    outputs: dict[Path, Ours] = {
+        folder / "metrics.json": json_with("figures", "summary", "videos"),
+        folder / "videos.csv": beginning_with("video,frames,"),
+        folder / "frames.csv": beginning_with("video,frame,"),
+    }
+    pairs = list(pairs)
+    outputs |= {_picture(folder, pair): is_our_figure for pair in pairs}
+    videos = {
+        "original_video": [pair.original for pair in pairs],
+        "generated_video": [pair.generated for pair in pairs],
+    }
+    check_outputs(outputs, inputs | videos)
+
+
 def write_results(folder: Path, compared: Iterable[Compared], about: Mapping[str, Any]) -> list[Path]:
     """Write metrics.json, videos.csv, frames.csv and a PNG per video into ``folder``; ``about`` goes into the JSON."""
     compared = list(compared)
@@ -93,12 +109,16 @@ def write_results(folder: Path, compared: Iterable[Compared], about: Mapping[str
         with replacing(path) as part:
             part.write_text(text, encoding="utf-8")
     for one in compared:
-        path = folder / f"{one.pair.name}.png"
+        path = _picture(folder, one.pair)
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part:
-            draw(part, one.result, one.pair.name)
+            draw(part, one.result, one.pair.name, FIGURE_MARK)
         written.append(path)
     return written
+
+
+def _picture(folder: Path, pair: Pair) -> Path:
+    return folder / f"{pair.name}.png"
 
 
 def _entry(one: Compared) -> dict[str, Any]:
@@ -124,11 +144,11 @@ def drift_of(video: Path, folder: Path) -> tuple[Drift, list[Path]]:
     if not video.is_file():
         raise FileNotFoundError(f"{video} does not exist")
     written = [folder / f"{video.name}.drift.json", folder / f"{video.name}.drift.png"]
-    refuse_inputs(written, {"drift": video})
+    check_outputs({written[0]: json_with("video", "fps"), written[1]: is_our_figure}, {"drift": video})
     fps = float(probe(video).fps)
     drift = measure_drift(read_frames(video), fps)
     folder.mkdir(parents=True, exist_ok=True)
     save_json(written[0], {"video": str(video), "fps": fps, **drift_entry(drift)})
     with replacing(written[1]) as part:
-        draw_drift(part, drift, video.name)
+        draw_drift(part, drift, video.name, FIGURE_MARK)
     return drift, written

@@ -4,7 +4,7 @@ A video that is made chunk after chunk may lose sharpness, gain saturation or co
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,7 +154,7 @@ def drift_table(drift: Drift) -> str:
     return "\n".join(lines)
 
 
-def draw_drift(path: Path, drift: Drift, title: str) -> None:
+def draw_drift(path: Path, drift: Drift, title: str, about: Mapping[str, str] | None = None) -> None:
     """Write ``path`` as PNG: a curve per figure over the seconds, with its line."""
     figure = Figure(figsize=(8, 1.5 * len(FIGURES) + 0.8), layout="constrained")
     figure.suptitle(title)
@@ -171,4 +171,4 @@ def draw_drift(path: Path, drift: Drift, title: str) -> None:
         axis.set_ylabel(name)
         axis.grid(alpha=0.3)
     axes[-1].set_xlabel("second")
-    figure.savefig(path, dpi=110, format="png")
+    figure.savefig(path, dpi=110, format="png", metadata=dict(about or {}))

@@ -20,6 +20,8 @@ Count = Annotated[int, Field(ge=1)]
 PATHS = ("config_file", "method_config", "data", "output", "descriptions", "augmented_prompts")
 # A worker's line in the queue has one digit for a sample's failed attempts.
 MOST_ATTEMPTS = 9
+# How the configurations begin that runs leave; others are never replaced.
+LEFT_BY = "# the settings of this folder's samples, left by scripts/sample.py\n"
 
 
 class SamplingRun(BaseModel):
@@ -121,7 +123,7 @@ def as_yaml(run: Run) -> str:
     for name in PATHS:
         if values.get(name) is not None:
             values[name] = str(resolve_path(values[name]).absolute())
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+    return LEFT_BY + yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from harness.arguments import parse
 from harness.calibration.files import Calibration, calibration_path, conditions_of
 from harness.json_files import commit, save_json
+from harness.outputs import check_outputs, json_with
 from harness.program import make_parser, run_program
 from inference.config import MagiConfig, load_config, resolve_path
 from inference.files import read_text
@@ -83,6 +84,8 @@ def run(args: argparse.Namespace) -> None:
     if args.iterations < 1:
         raise ValueError(f"--iterations must be at least 1, got {args.iterations}")
     output = args.output or resolve_path(str(calibration_path(args.config_file, steps)))
+    inputs = {"config_file": resolve_path(args.config_file), "prompts": resolve_path(args.prompts)}
+    check_outputs({output: json_with("about", "conditions", "entries")}, inputs)
     output.parent.mkdir(parents=True, exist_ok=True)
     from harness.calibration.making import Calibrator, Fitting, Progress
     from harness.calibration.work import Caption, Work

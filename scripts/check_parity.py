@@ -23,6 +23,8 @@ use_checkout()
 
 import torch
 
+from harness.outputs import check_outputs
+from inference.files import read_json, replacing
 from inference.parallel.group import ContextParallel
 from inference.parallel.launch import meet
 from scripts.parity import configs, dit, fp8, kvcompress, sampling, text
@@ -55,6 +57,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not args.directory.is_dir():
         parser.error(f"{args.directory} is not a directory")
+    if args.json is not None:
+        try:
+            check_outputs({args.json: is_ours}, {})
+        except (ValueError, OSError) as error:
+            parser.error(f"--json: {error}")
     # As on a CPU: the short products of newer GPUs would not reach the tolerances.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     with meet("gloo", MINUTES, torch.device("cpu")) as parallel:
@@ -78,9 +85,20 @@ def compare(args: argparse.Namespace, parallel: ContextParallel) -> int:
     if not results:
         emit(f"MISS  nothing to check in {args.directory}")
     if args.json:
-        args.json.write_text(json.dumps([vars(result) | {"passed": result.passed} for result in results], indent=1))
+        with replacing(args.json) as part:
+            part.write_text(json.dumps([vars(result) | {"passed": result.passed} for result in results], indent=1))
     summarise(results, len(misses), len(unrecognised), time.monotonic() - began)
     return 1 if misses or unrecognised or not results else 0
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is a list of results."""
+    try:
+        contents = read_json(path)
+    except (OSError, ValueError):
+        return False
+    wanted = {"family", "case", "quantity", "passed"}
+    return isinstance(contents, list) and all(isinstance(one, dict) and wanted <= one.keys() for one in contents)
 
 
 def run(module: ModuleType, args: argparse.Namespace, parallel: ContextParallel) -> Iterator[CheckResult]:

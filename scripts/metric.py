@@ -81,13 +81,14 @@ def measure(args: argparse.Namespace) -> None:
         raise ValueError(f"--batch must be at least 1, got {args.batch}")
     # With torch, which takes seconds to import.
     from harness.device import choose_device
-    from harness.similarity import check_pairs, compare_pair, write_results
+    from harness.similarity import check_pairs, check_results, compare_pair, write_results
     from metrics.bit_depth import deep_note
     from metrics.similarity.report import table
     from metrics.similarity.video_pairs import pair_up
 
     device = choose_device(args.device)
     pairs = pair_up(args.original, args.generated)
+    check_results(args.output_path, pairs, {"lpips_weights": args.lpips_weights})
     facts = check_pairs(pairs)
     if note := deep_note(path for pair in pairs for path in (pair.original, pair.generated)):
         logger.warning("warning: %s", note)

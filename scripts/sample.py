@@ -32,12 +32,14 @@ from tqdm import tqdm
 
 from harness.arguments import parse
 from harness.methods import add_parameters, given_parameters
+from harness.outputs import beginning_with, check_outputs, is_sidecar, json_with
 from harness.program import make_parser, run_program
 from inference.files import replacing
-from sampling.config import PhysicsIqRun, add_settings, as_yaml, given_settings, read_run
+from sampling.config import LEFT_BY, PhysicsIqRun, add_settings, as_yaml, given_settings, read_run
 from sampling.job import Job, make_job
 from sampling.names import check_names
 from sampling.report import summary, write_failures
+from sampling.task import SampleTask
 from sampling.verify import Finding, check_sample, of_kind, unlisted_videos, verify
 
 logger = logging.getLogger("sample")
@@ -97,10 +99,11 @@ def list_samples(job: Job) -> int:
 
 
 def prepare(job: Job, remake: bool) -> None:
-    """The output folder with the resolved configuration; ValueError where it holds samples of other settings or
-    its disk takes two names for one.
+    """The output folder with the resolved configuration; ValueError where it holds samples of other settings or files
+    that no run has left, or its disk takes two names for one.
     """
     check_names(job.output, job.tasks)
+    check_outputs({config_path(job): beginning_with(LEFT_BY), job.failures: json_with("output", "failures")}, {})
     findings = [finding for task in job.tasks if (finding := check_sample(job, task, decode=False)) is not None]
     foreign = of_kind(findings, "foreign")
     if foreign and not remake:
@@ -108,6 +111,12 @@ def prepare(job: Job, remake: bool) -> None:
             f"{len(foreign)} samples in {job.output} were made with other settings, the first is "
             f"{foreign[0].task.path}: {foreign[0].reason}\n"
             "Choose another --output or --model_name, or make them again with --remake"
+        )
+    unknown = [finding.task.path for finding in findings if not left_by_a_run(job, finding.task)]
+    if unknown and not remake:
+        raise ValueError(
+            f"{len(unknown)} files in {job.output} would be replaced, but no sampling run has left them, the first is "
+            f"{unknown[0]}; choose another --output or --model_name, or make them again with --remake"
         )
     for finding in foreign:
         (job.output / finding.task.sidecar).unlink()
@@ -118,6 +127,12 @@ def prepare(job: Job, remake: bool) -> None:
     with replacing(config_path(job)) as part:
         part.write_text(as_yaml(settings), encoding="utf-8")
     logger.info("%s: %d samples, %d of them to make", job.output, len(job.tasks), len(findings))
+
+
+def left_by_a_run(job: Job, task: SampleTask) -> bool:
+    """Whether what stands in a sample's place was left by a run, or nothing stands there."""
+    sidecar = job.output / task.sidecar
+    return is_sidecar(sidecar) if sidecar.exists() else not (job.output / task.path).is_file()
 
 
 def config_path(job: Job) -> Path:

@@ -25,20 +25,21 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.compare.methods import Comparison, base_config, default_output, make_entries, read_comparison
-from benchmarks.compare.output import Finished, write_outputs
+from benchmarks.compare.output import Finished, check_folder, write_outputs
 from benchmarks.compare.run import Runner, held_out, planned
 from benchmarks.compare.store import Store, weights_digest
 from harness.arguments import parse
 from harness.device import choose_device, set_threads
 from harness.program import make_parser, run_program
 from harness.sidecar import describe_device
-from inference.config import MagiConfig
+from inference.config import MagiConfig, resolve_path
 from inference.pipeline import MagiPipeline
 from metrics.similarity.lpips_distance import LpipsDistance, LpipsUnavailable, load_lpips
 
 logger = logging.getLogger("compare")
 
 QUICK, FULL = "configs/compare/quick.yaml", "configs/compare/full.yaml"
+INPUTS = ("comparison", "config_file", "calibration", "lpips_weights")
 OVERRIDES = ("config_file", "calibration", "num_frames", "num_steps", "held_out_set", "prompts", "seeds")
 
 
@@ -77,11 +78,14 @@ def compare(args: argparse.Namespace, argv: list[str]) -> None:
     entries, skipped = make_entries(comparison, config, args.methods)
     for name, reason in skipped.items():
         logger.warning("left out: %s: %s", name, reason)
+    folder = args.output or default_output(args.comparison)
+    files = {name: getattr(args, name) for name in INPUTS}
+    check_folder(folder, {name: None if path is None else resolve_path(str(path)) for name, path in files.items()})
     samples = list(held_out(comparison.held_out_set, comparison.prompts, comparison.seeds))
     device = choose_device(args.device)
     set_threads(args.threads, config)
     conditions = {"weights": weights_digest(config), "device": describe_device(device)}
-    store = Store(args.output or default_output(args.comparison), conditions, entries)
+    store = Store(folder, conditions, entries)
     store.folder.mkdir(parents=True, exist_ok=True)
 
     videos = sum(len(planned(entries, sample, store, samples[0])) for sample in samples)

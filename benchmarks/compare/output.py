@@ -17,10 +17,14 @@ from benchmarks.compare.summary import Result, Summary, inconsistencies, summari
 from benchmarks.compare.video import write_side_by_side
 from benchmarks.compare.words import captions, conditions, in_short, machine
 from harness.json_files import commit, save_json
+from harness.outputs import Inputs, check_outputs, is_our_figure, json_with
 from inference.config import MagiConfig
 from inference.files import replacing
 
 TITLE = "Caching methods compared"
+REPORTS = ("results.json", "table.md", "report.html")
+SIDE_BY_SIDE = "side_by_side.mp4"
+FIGURES = ("pareto*.png", "changes*.png", "reuse_map_*.png")
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,18 @@ class Finished:
     lpips_missing: str | None
 
 
+def check_folder(folder: Path, inputs: Inputs) -> None:
+    """ValueError where ``write_outputs`` would replace an input, or a file that no comparison has left."""
+    figures = [path for name in FIGURES for path in (folder / "figures").glob(name)]
+    ours = json_with("comparison", "methods", "samples")
+
+    def beside_ours(path: Path) -> bool:
+        return ours(folder / REPORTS[0])
+
+    others = dict.fromkeys((folder / name for name in (*REPORTS[1:], SIDE_BY_SIDE)), beside_ours)
+    check_outputs({folder / REPORTS[0]: ours, **others, **dict.fromkeys(figures, is_our_figure)}, inputs)
+
+
 def write_outputs(done: Finished) -> list[Path]:
     """Write all files; their paths."""
     folder = done.store.folder
@@ -46,12 +62,13 @@ def write_outputs(done: Finished) -> list[Path]:
     outcomes = [judge(goal, table) for goal in done.comparison.goals]
     every = [result for of_one in results.values() for result in of_one]
     warnings = _warnings(done, every)
+    written = [folder / name for name in REPORTS]
+    save_json(written[0], _record(done, table, outcomes, every, warnings))  # first: it says whose the others are
     figures, labels = _draw(done, table, results)
     video = _side_by_side(done)
     about = conditions(done.comparison, done.config, done.device, done.command, every)
     groups = _groups(done, table)
 
-    written = [folder / name for name in ("results.json", "table.md", "report.html")]
     contents = {"title": TITLE, "about": about, "warnings": warnings, "outcomes": outcomes, "groups": groups}
     page = {
         "figures": figures,
@@ -64,7 +81,6 @@ def write_outputs(done: Finished) -> list[Path]:
         markdown(TITLE, [*about, *warnings], groups, outcomes) + "\n",
         html(contents | page | {"summary": in_short(table)}),
     ]
-    save_json(written[0], _record(done, table, outcomes, every, warnings))
     for path, text in zip(written[1:], texts, strict=True):
         with replacing(path) as part:
             part.write_text(text, encoding="utf-8")
@@ -178,7 +194,7 @@ def _side_by_side(done: Finished) -> Path | None:
     shown = [entry for entry in done.entries if entry.shown]
     if not shown:
         return None
-    path = done.store.folder / "side_by_side.mp4"
+    path = done.store.folder / SIDE_BY_SIDE
     videos = {entry.name: done.store.load_frames(entry, done.samples[0]) for entry in shown}
     write_side_by_side(path, videos, done.config.runtime.fps)
     return path

@@ -15,6 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from benchmarks.compare.summary import Summary
+from harness.outputs import FIGURE_MARK
 from inference.files import replacing
 
 matplotlib.use("Agg")
@@ -41,7 +42,7 @@ def _themed(theme: str) -> Iterator[dict[str, str]]:
 def _save(figure: Figure, path: Path) -> None:
     try:
         with replacing(path) as part:
-            figure.savefig(part, dpi=140, format="png")
+            figure.savefig(part, dpi=140, format="png", metadata=FIGURE_MARK)
     finally:
         plt.close(figure)
 

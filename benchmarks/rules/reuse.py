@@ -27,6 +27,7 @@ from example.nano.evaluate import prompt_of
 from harness.calibration.making import make_video
 from harness.device import set_threads
 from harness.json_files import commit, save_json
+from harness.outputs import own_json
 from harness.sidecar import describe_device
 from inference.config import load_config
 from inference.pipeline import MagiPipeline, Sample
@@ -135,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--num_steps", type=int, default=64)
     parser.add_argument("--num_frames", type=int, default=96)
     parser.add_argument("--prompts", type=int, default=6, help="held-out captions; as many others calibrate")
-    parser.add_argument("--output", type=Path, help="write the result as JSON to this file")
+    parser.add_argument("--output", type=own_json("command", "outcomes"), help="write the result as JSON to this file")
     args = parser.parse_args(argv)
     disable_progress_bar()
     config = load_config("configs/model/nano.json").with_overrides(num_steps=args.num_steps, num_frames=args.num_frames)

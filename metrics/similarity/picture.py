@@ -1,7 +1,7 @@
 """A picture of how alike two videos are: curves over the frames, and some frames of both with their difference."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -24,8 +24,8 @@ def strip_indices(frames: int) -> list[int]:
     return sorted({round(index) for index in np.linspace(0, frames - 1, STRIP_FRAMES)})
 
 
-def draw(path: Path, result: Similarity, title: str) -> None:
-    """Write ``path`` as PNG; ``result`` holds the frames of the strip."""
+def draw(path: Path, result: Similarity, title: str, notes: Mapping[str, str] | None = None) -> None:
+    """Write ``path`` as PNG, which carries ``notes``; ``result`` holds the frames of the strip."""
     curves = {name: values for name, values in per_frame(result).items() if values is not None}
     height, width = result.kept[0].original.shape[:2] if result.kept else (1, 1)
     columns = max(len(result.kept), 1)
@@ -36,7 +36,7 @@ def draw(path: Path, result: Similarity, title: str) -> None:
     _draw_curves(upper.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0], curves)
     if result.kept:
         _draw_strip(lower.subplots(3, columns, squeeze=False), result.kept)
-    figure.savefig(path, dpi=110, format="png")
+    figure.savefig(path, dpi=110, format="png", metadata=None if notes is None else dict(notes))
 
 
 def _draw_curves(axes: Sequence[Axes], curves: dict[str, list[float | None]]) -> None:

@@ -15,6 +15,7 @@ of mean and deviation over runs; and scores.md, which is also printed.
 """
 
 import argparse
+import itertools
 import logging
 import multiprocessing
 import os
@@ -34,13 +35,14 @@ from tqdm import tqdm
 
 from harness.arguments import parse
 from harness.json_files import save_json
+from harness.outputs import Ours, beginning_with, check_outputs, json_with
 from harness.program import make_parser, run_program
 from inference.config import require_path
 from inference.files import replacing
 from metrics.bit_depth import deep_note
 from metrics.physics_iq.files import Benchmark, check_generated, refuse_videos, score_or_problem
 from metrics.physics_iq.official import SCORE_TYPES, aggregate_table, group_runs, official_metrics, official_table
-from metrics.physics_iq.report import details, markdown_table
+from metrics.physics_iq.report import COLUMNS, details, markdown_table
 from metrics.physics_iq.scores import ViewResult
 from metrics.physics_iq.table import ScenarioView, find_descriptions, read_descriptions
 from sampling.config import PhysicsIqRun
@@ -133,6 +135,7 @@ def score(videos: Videos, processes: int | None) -> str:
     verified = videos.layout == "verified"
     if verified:
         check_run_names(videos.folders)
+    check_scores(videos, [folder.name for folder in videos.folders])
     rates = {folder: check_generated(folder, views) for folder in videos.folders}
     benchmarks = {fps: Benchmark(videos.data, fps) for fps in rates.values()}
     if note := deep_note(folder / view.generated_name for folder in rates for view in views):
@@ -151,6 +154,19 @@ def score(videos: Videos, processes: int | None) -> str:
     table = markdown_table(runs, models=verified)
     write_text(videos.scores / "scores.md", table)
     return table
+
+
+def check_scores(videos: Videos, names: list[str]) -> None:
+    """ValueError where ``score`` would replace the descriptions, or a file that it has not left."""
+    outputs: dict[Path, Ours] = {videos.scores / "scores.md": beginning_with("| run | Original |")}
+    for name in names:
+        outputs[videos.scores / f"{name}.csv"] = beginning_with("scenario,v1_mse_")
+        outputs[videos.scores / f"{name}_metrics.json"] = json_with("final_score_origround", *COLUMNS)
+        outputs[videos.scores / f"{name}_details.json"] = json_with("layout", "fps", "categories", "views")
+    if videos.layout == "verified":
+        for model, score_type in itertools.product(group_runs(names), SCORE_TYPES):
+            outputs[videos.scores / "models" / f"{model}_{score_type}.csv"] = beginning_with("Model,Phys-IQ ")
+    check_outputs(outputs, {"descriptions": videos.descriptions})
 
 
 def write_models(folder: Path, runs: dict[str, dict[str, float]]) -> None:

@@ -25,6 +25,7 @@ use_checkout()
 
 from harness.arguments import parse
 from harness.json_files import save_json
+from harness.outputs import Ours, beginning_with, check_outputs, json_with
 from harness.program import make_parser, run_program
 from inference.files import replacing
 from metrics.vbench import DIMENSIONS, markdown_table, normalise, read_results, totals
@@ -32,6 +33,7 @@ from sampling.config import VBenchRun
 from sampling.evaluator import (
     FILTERED,
     INDICES,
+    RECORD,
     Evaluation,
     check_counts,
     earlier_evaluation,
@@ -70,10 +72,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 def score(args: argparse.Namespace) -> str:
     """Judge every dimension of the run, write the scores and give their table, in Markdown."""
     evaluator = find_evaluator(args.evaluator)
-    job = verified_job(args.config)
+    job = verified_job(args.config, lambda job: check_scores(scores_folder(args, job), job, args.config))
     if not isinstance(job.run, VBenchRun):
         raise ValueError(f"{args.config} is a configuration for {job.run.benchmark}, not for vbench")
-    scores = Path(args.scores_folder or job.output / "scores")
+    scores = scores_folder(args, job)
     evaluations = {name: judge(args, evaluator, job, name, scores / name) for name in in_order(job.run.dimensions)}
     results = read_results(scores / name / evaluation.result for name, evaluation in evaluations.items())
     check_counts(evaluations, {name: results[name].judged for name in evaluations})
@@ -114,6 +116,21 @@ def score(args: argparse.Namespace) -> str:
     with replacing(scores / "vbench.md") as part:
         part.write_text(table, encoding="utf-8")
     return table
+
+
+def scores_folder(args: argparse.Namespace, job: Job) -> Path:
+    return Path(args.scores_folder or job.output / "scores")
+
+
+def check_scores(scores: Path, job: Job, config: str) -> None:
+    """ValueError where a file would be replaced that no scoring has left."""
+    outputs: dict[Path, Ours] = {
+        scores / "vbench.json": json_with("model_name", "protocol", "dimensions"),
+        scores / "vbench.md": beginning_with("| dimension | score |"),
+    }
+    for name in job.listing.groups:
+        outputs[scores / name / RECORD] = json_with("dimension", "result", "static_filter")
+    check_outputs(outputs, {"config": config})
 
 
 def judge(args: argparse.Namespace, evaluator: Path, job: Job, dimension: str, folder: Path) -> Evaluation:

@@ -1,5 +1,6 @@
 """What benchmarks/speed.py calls a speed-up, and what it does not."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,21 @@ def result(script: Any, seconds: list[float], flop: float) -> dict[str, Any]:
     kinds = ("denoise", "total", "flop")
     methods = {name: {"source": name} for name in runs}
     return {"runs": runs, "methods": methods, "speedup": {kind: script.ratios(runs, kind) for kind in kinds}}
+
+
+@pytest.mark.parametrize(
+    ("output", "flag"), [("distill.json", "config_file"), ("own.yaml", "method"), ("x.json", None)]
+)
+def test_only_a_result_is_replaced(
+    checkpoint_copy: Path, caplog: pytest.LogCaptureFixture, output: str, flag: str | None
+) -> None:
+    (checkpoint_copy / "own.yaml").write_text("method: none\n", encoding="utf-8")
+    (checkpoint_copy / "x.json").write_text("[]", encoding="utf-8")
+    before = (checkpoint_copy / output).read_bytes()
+    inputs = ["--config_file", str(checkpoint_copy / "distill.json"), "--method", str(checkpoint_copy / "own.yaml")]
+    assert load_benchmark("speed").main([*inputs, "--output", str(checkpoint_copy / output)]) == 1
+    assert (f"is the input of --{flag}" if flag else "this program has not left it") in caplog.text
+    assert (checkpoint_copy / output).read_bytes() == before
 
 
 @pytest.mark.parametrize(

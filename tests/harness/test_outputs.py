@@ -1,5 +1,6 @@
 """What a program writes is none of what it reads, and replaces nothing that is not ours."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -7,7 +8,19 @@ import matplotlib.pyplot as plt
 import pytest
 from PIL import Image
 
-from harness.outputs import PICTURE_MARK, is_our_picture, numbered, refuse_foreign_report, refuse_inputs
+from harness.outputs import (
+    PICTURE_MARK,
+    Ours,
+    beginning_with,
+    check_outputs,
+    is_our_figure,
+    is_our_picture,
+    json_with,
+    numbered,
+    own_json,
+    refuse_foreign_report,
+    refuse_inputs,
+)
 
 
 def test_an_output_that_is_an_input(tmp_path: Path) -> None:
@@ -19,6 +32,8 @@ def test_an_output_that_is_an_input(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"would be written, but it is the input of --prefix_video_path; name"):
             refuse_inputs([tmp_path / output], {"image_path": None, "prefix_video_path": str(clip)})
     refuse_inputs([tmp_path / "new.mp4"], {"image_path": None, "prefix_video_path": clip})
+    with pytest.raises(ValueError, match=r"hard\.mp4 would be written, but it is the input of --videos"):
+        refuse_inputs([tmp_path / "hard.mp4"], {"videos": [tmp_path / "none.mp4", clip]})
 
 
 def test_foreign_files_are_not_replaced(tmp_path: Path) -> None:
@@ -34,6 +49,36 @@ def test_foreign_files_are_not_replaced(tmp_path: Path) -> None:
         refuse_foreign_report(sidecar, picture)
     sidecar.write_text(json.dumps({"video": "video.mp4", "reuse_map": [], "config": {}}), encoding="utf-8")
     refuse_foreign_report(sidecar, picture)  # an older version's, whose pictures have no mark
+
+
+@pytest.mark.parametrize(
+    ("ours", "own", "foreign"),
+    [
+        (json_with("a", "b"), '{"a": 1, "b": 2, "c": 3}', ["", "{}", "[]", '{"a": 1}', "[" * 100_000]),
+        (beginning_with("video,frame", "Model,"), "Model,mean\n", ["", "video", "scenario,x\n", "\ufeffModel,"]),
+        (is_our_figure, "PNG figure of a comparison of videos, drawn beside its table", ["", "PNG"]),
+    ],
+)
+def test_only_what_the_program_left_is_replaced(tmp_path: Path, ours: Ours, own: str, foreign: list[str]) -> None:
+    path = tmp_path / "file"
+    check_outputs({path: ours}, {})
+    path.write_text(own, encoding="utf-8")
+    check_outputs({path: ours}, {})
+    with pytest.raises(ValueError, match="it is the input of --config"):
+        check_outputs({path: ours}, {"config": path})
+    for contents in foreign:
+        path.write_text(contents, encoding="utf-8")
+        with pytest.raises(ValueError, match=f"{path} would be replaced, but this program has not left it"):
+            check_outputs({path: ours}, {})
+    with pytest.raises(IsADirectoryError, match="it is a folder; name a file"):
+        check_outputs({tmp_path: ours}, {})
+
+
+def test_a_flag_refuses_what_is_not_ours(tmp_path: Path) -> None:
+    (tmp_path / "notes.json").write_text("{}", encoding="utf-8")
+    assert own_json("runs")(str(tmp_path / "new.json")) == tmp_path / "new.json"
+    with pytest.raises(argparse.ArgumentTypeError, match=r"notes\.json would be replaced"):
+        own_json("runs")(str(tmp_path / "notes.json"))
 
 
 def test_our_pictures_are_known(tmp_path: Path) -> None:

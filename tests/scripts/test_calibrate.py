@@ -79,6 +79,21 @@ def calibration_flags(checkpoint: Path, output: Path) -> list[str]:
     return [*flags, "--num_frames", "48", "--lengths", "8", "3", "--output", str(output)]
 
 
+@pytest.mark.parametrize("output", ["distill.json", "prompts.txt", "link.txt", "notes.json"])
+def test_only_a_calibration_is_replaced(
+    checkpoint_copy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, output: str
+) -> None:
+    (checkpoint_copy / "prompts.txt").write_text("a cat\na dog\na sun\na ball\n", encoding="utf-8")
+    (checkpoint_copy / "link.txt").symlink_to("prompts.txt")
+    (checkpoint_copy / "notes.json").write_text("{}", encoding="utf-8")
+    before = (checkpoint_copy / output).read_bytes()
+    inputs = ["--config_file", str(checkpoint_copy / "distill.json"), "--prompts", str(checkpoint_copy / "prompts.txt")]
+    assert load_script("calibrate").main([*inputs, "--output", str(checkpoint_copy / output)]) == 1
+    flag = {"distill.json": "config_file", "notes.json": None}.get(output, "prompts")
+    assert (f"is the input of --{flag}" if flag else "this program has not left it") in caplog.text
+    assert (checkpoint_copy / output).read_bytes() == before
+
+
 def test_calibration_file(calibration: Path) -> None:
     contents = json.loads(calibration.read_text(encoding="utf-8"))
     assert contents["about"]["prompts"] == ["a cat", "a mat"] and contents["about"]["held_out_prompts"] == ["a dog"]

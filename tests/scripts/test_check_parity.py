@@ -111,6 +111,22 @@ def test_the_whole_checkout_passes() -> None:
             assert any(line.split()[2] == case for line in lines[:-2]), f"nothing of {case}"
 
 
+def test_results_replace_nothing_but_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module, results = load_script("check_parity"), tmp_path / "results.json"
+    data = tmp_path / "data"
+    data.mkdir()
+    for suffix in ("json", "safetensors"):
+        shutil.copy(GOLDEN / f"fp8_linear.{suffix}", data)
+    before = (data / "fp8_linear.json").read_bytes()
+    with pytest.raises(SystemExit):
+        module.main([str(data), "--json", str(data / "fp8_linear.json")])
+    assert "fp8_linear.json would be replaced, but this program has not left it" in capsys.readouterr().err
+    assert (data / "fp8_linear.json").read_bytes() == before
+    for _ in range(2):
+        assert module.main([str(data), "--json", str(results)]) == 0
+    assert all(one["passed"] for one in json.loads(results.read_text(encoding="utf-8")))
+
+
 def test_every_number_of_an_fp8_layer_counts(check: Check, tmp_path: Path) -> None:
     for suffix in ("json", "safetensors"):
         shutil.copy(GOLDEN / f"fp8_linear.{suffix}", tmp_path)

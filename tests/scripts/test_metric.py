@@ -138,6 +138,31 @@ def test_two_folders(measure: Measure, tmp_path: Path, capsys: pytest.CaptureFix
     assert (tmp_path / "out" / "scene" / "a cat-1.mkv.png").is_file()
 
 
+@pytest.mark.parametrize("place", ["metrics.json", "video.mkv.png", "videos.csv", "frames.csv"])
+def test_files_of_others_are_not_replaced(
+    measure: Measure, tmp_path: Path, caplog: pytest.LogCaptureFixture, place: str
+) -> None:
+    files = pair(tmp_path, moving(3), noise(3, 40, 48))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / place).write_text("{}", encoding="utf-8")
+    assert measure(*files) == 1
+    assert f"{place} would be replaced, but this program has not left it" in caplog.text
+    assert os.listdir(tmp_path / "out") == [place] and (tmp_path / "out" / place).read_text() == "{}"
+
+
+def test_a_second_comparison_replaces_the_first_but_never_an_input(
+    measure: Measure, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = pair(tmp_path, moving(3), noise(3, 40, 48))
+    assert measure(*files) == 0 and measure(*files) == 0
+    (tmp_path / "a.mkv").hardlink_to(files[0])
+    (tmp_path / "out" / "a.mkv.png").hardlink_to(files[0])
+    before = files[0].read_bytes()
+    assert measure(files[1], tmp_path / "a.mkv") == 1
+    assert "a.mkv.png would be written, but it is the input of --generated_video" in caplog.text
+    assert files[0].read_bytes() == before
+
+
 def test_missing_videos_are_named(measure: Measure, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for side, name in (("original", "a"), ("original", "b"), ("generated", "b"), ("generated", "c")):
         write_lossless(tmp_path / side / f"{name}.mkv", noise(1))

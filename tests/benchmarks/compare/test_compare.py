@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -166,6 +167,24 @@ def test_resuming(made: Path, compare: Compare, caplog: pytest.LogCaptureFixture
     again = {path.parent.name for path in after if after[path] != before[path]}
     assert " 2 videos to make" in caplog.text and set(after) == set(before) and again == {"half", "uncached"}
     assert not any("between two runs" in warning for warning in read(made)["warnings"])
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["results.json", "table.md", "report.html", "side_by_side.mp4", "figures/pareto.png", "figures/changes.dark.png"],
+)
+def test_files_of_others_are_not_replaced(
+    made: Path, compare: Compare, tmp_path: Path, caplog: pytest.LogCaptureFixture, place: str
+) -> None:
+    folders = [tmp_path / "new"]
+    if place.endswith(("png", "json")):
+        folders.append(shutil.copytree(made, tmp_path / "made"))
+    for folder in folders:
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / place).write_text("{}", encoding="utf-8")
+        assert compare(folder) == 1
+        assert f"{folder / place} would be replaced, but this program has not left it" in caplog.text
+        assert (folder / place).read_text() == "{}"
 
 
 def test_changed_settings_are_not_mixed(made: Path, compare: Compare, caplog: pytest.LogCaptureFixture) -> None:

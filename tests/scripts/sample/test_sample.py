@@ -320,6 +320,31 @@ def test_a_repeated_run_makes_nothing_and_a_remake_all(
     assert [entry["path"] for entry in failures] == [str(task.path) for task in job.tasks]
 
 
+@pytest.mark.parametrize("place", ["sampling.yaml", "failures.json", "sidecar", "video"])
+def test_files_that_no_run_left_are_not_replaced(
+    job: Job,
+    finished: Path,
+    run: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    sample: ModuleType,
+    caplog: pytest.LogCaptureFixture,
+    place: str,
+) -> None:
+    monkeypatch.setattr(sample, "distribute", lambda job, args: None)
+    first, foreign = job.tasks[0], place in ("sidecar", "video")
+    file = job.output / {"sidecar": first.sidecar, "video": first.path}.get(place, place)
+    if place == "video":
+        (job.output / first.sidecar).unlink()
+    file.write_text("{}", encoding="utf-8")
+    assert run(*flags(job, finished)) == 1
+    said = (
+        f"but no sampling run has left them, the first is {first.path}" if foreign else "this program has not left it"
+    )
+    assert said in caplog.text and file.read_text(encoding="utf-8") == "{}"
+    if foreign:  # then it goes on, and finds that the workers made nothing
+        assert run(*flags(job, finished), "--remake") == 1 and job.failures.exists()
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

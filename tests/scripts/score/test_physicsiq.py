@@ -96,6 +96,28 @@ def test_runs_of_the_verified_layout(physics_iq: Path, runs: Path, tmp_path: Pat
     assert "'tiny' is not named MODEL-op-run_NN" in caplog.text
 
 
+def test_files_that_are_no_scores_are_not_replaced(
+    physics_iq: Path, runs: Path, tmp_path: Path, script: ModuleType, caplog
+) -> None:
+    shutil.copytree(runs / "still", tmp_path / "descriptions")
+    scores = tmp_path / "scores"
+    [table] = physics_iq.rglob("descriptions.csv")
+    (scores / "models").mkdir(parents=True)
+    shutil.copy(table, scores)
+    command = ["--generated", str(tmp_path / "descriptions"), "--data", str(physics_iq), "--scores_folder", str(scores)]
+    given = ["--descriptions", str(scores / "descriptions.csv")]
+    for flags, said in ((given, "it is the input of --descriptions"), ([], "this program has not left it")):
+        assert script.main([*command, *flags]) == 1
+        assert f"descriptions.csv would be {'written' if flags else 'replaced'}, but {said}" in caplog.text
+    (scores / "descriptions.csv").unlink()
+    for name in ("descriptions_metrics.json", "descriptions_details.json", "scores.md"):
+        (scores / name).write_text("{}", encoding="utf-8")
+        assert script.main(command) == 1
+        assert f"{name} would be replaced" in caplog.text and (scores / name).read_text() == "{}"
+        (scores / name).unlink()
+    assert script.main(command) == 0 and script.main(command) == 0
+
+
 def test_nothing_is_scored_where_one_video_is_missing(
     physics_iq: Path, runs: Path, tmp_path: Path, script: ModuleType, caplog
 ) -> None:

@@ -83,6 +83,18 @@ def test_all_dimensions(script: ModuleType, config: Path, evaluator: Path, tmp_p
     assert len(calls(evaluator)) == 17 + 16
 
 
+@pytest.mark.parametrize("place", ["vbench.json", "vbench.md", "color/evaluation.json"])
+def test_files_that_are_no_scores_are_not_replaced(
+    script: ModuleType, config: Path, evaluator: Path, tmp_path: Path, caplog, place: str
+) -> None:
+    file = tmp_path / "scores" / place
+    file.parent.mkdir(parents=True)
+    file.write_text("{}", encoding="utf-8")
+    assert run(script, config, evaluator, tmp_path / "scores") == 1
+    assert f"{place} would be replaced, but this program has not left it" in caplog.text
+    assert not calls(evaluator) and file.read_text() == "{}"
+
+
 def test_a_dimension_that_fails(script: ModuleType, config: Path, tmp_path: Path, caplog) -> None:
     broken = install(tmp_path / "bin", prompts=PROMPTS, scores=SCORES, static=["a cat-0.mp4"], broken=["scene"])
     assert run(script, config, broken, tmp_path / "scores") == 1
