@@ -5,7 +5,8 @@
 
 Each method makes one video of the bundled model, a prompt ruling for half a minute. Memory is what tensors and what the
 process hold between two chunks, from the tenth on; time per chunk is the median of the last full minute against that of
-the first, in one run. Other work on the machine is in that ratio. With --keep FOLDER the videos stay.
+the first, in one run; other work on the machine is in that ratio, less so in that of the processor's time. With --keep
+FOLDER the videos stay.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,39 +84,39 @@ def measure_method(name: str, args: argparse.Namespace) -> dict[str, Any]:
         PromptChange(chunk, next(prompts))
         for chunk in range(SECONDS_OF_A_PROMPT, round(args.minutes * 60), SECONDS_OF_A_PROMPT)
     )
-    report, seconds, held, live, cache = RunReport(), [], [], [], set()
+    report, seconds, busy, held, live, cache = RunReport(), [], [], [], [], set()
     session = pipeline.session(
         Sample(first, later=later), reuse=method.make_reuse(), make_cache=method.make_cache, report=report
     )
     session.begin()
     with open_writer(name, args, config) as writer:
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         for chunk in session:
             writer.append(chunk.frames)
             seconds.append(time.perf_counter() - began)
+            busy.append(time.process_time() - worked)
             held.append(resident())
             if chunk.number >= 10 and chunk.number % 10 == 0:
                 live.append(live_bytes())
             cache.add(report.kv_cache_bytes)
-            began = time.perf_counter()
-    minute = 60
-    # The first ten chunks fill the window and warm up.
-    early, late = statistics.median(seconds[10 : 10 + minute]), statistics.median(seconds[-4 - minute : -4])
+            began, worked = time.perf_counter(), time.process_time()
     return {
         "chunks": len(seconds),
         "seconds": round(sum(seconds), 1),
-        "seconds_per_chunk": {
-            "first_minute": round(early, 4),
-            "last_minute": round(late, 4),
-            "ratio": round(late / early, 3),
-        },
-        # The last chunks are made in a window that empties.
+        "seconds_per_chunk": first_and_last(seconds),
+        "processor_seconds_per_chunk": first_and_last(busy),
         "live_bytes": growth(live[0], live[1:]),
         "resident_bytes": growth(held[10], held[11:]),
         "kv_cache_bytes": sorted(cache),
         "share_reused": round(report.record.share_reused, 4),
         "prompts": len(report.prompts),
     }
+
+
+def first_and_last(values: Sequence[float]) -> dict[str, float]:
+    """Medians of a minute. The first ten chunks fill the window, the last are made in one that empties."""
+    early, late = statistics.median(values[10:70]), statistics.median(values[-64:-4])
+    return {"first_minute": round(early, 4), "last_minute": round(late, 4), "ratio": round(late / early, 3)}
 
 
 def growth(first: int, later: list[int]) -> dict[str, Any]:
