@@ -29,7 +29,7 @@ SURE_SHARE = 0.1
 # From so many operations on the rate of the device is measured before a run.
 WORTH_MEASURING = {"cpu": 1e15, "cuda": 1e18}
 DAY = 86_400
-MOST_DAYS = 90
+MOST_DAYS = 10
 # Of a chunk's steps a caching method computes at least so many.
 LEAST_COMPUTED = 0.05
 
@@ -56,7 +56,7 @@ def least_flop(config: MagiConfig, method: Method) -> float:
 
 
 def refuse_too_long(config: MagiConfig, method: Method, device: torch.device, video: Path, lossless: bool) -> None:
-    """ValueError where the video has no room on the disk, or would take months on ``device``; a warning where it may
+    """ValueError where the video has no room on the disk, or would take weeks on ``device``; a warning where it may
     have none, or takes more than a day.
     """
     if config.runtime.endless:
@@ -75,7 +75,7 @@ def refuse_too_long(config: MagiConfig, method: Method, device: torch.device, vi
     if seconds > MOST_DAYS * DAY:
         raise ValueError(
             f"{frames} in {config.runtime.num_steps} steps would take more than {duration(seconds)} on {device}: lower "
-            "num_frames, num_steps or the size"
+            "num_frames, num_steps or the size (--num_frames endless goes on until you end it)"
         )
     if seconds > DAY:
         logger.warning("%s will take more than %s on %s", frames, duration(seconds), device)

@@ -25,6 +25,7 @@ def check_output_path(path: str | Path, *, trial: bool = True) -> Path:
     path = Path(path)
     if path.suffix.lower() != ".mp4":
         raise ValueError(f"the output is an mp4 video, its name must end in .mp4: {path}")
+    _check_name(path.stem, path.parent)
     if path.is_dir():
         raise IsADirectoryError(f"the output {path} is a folder; give the name of a file in it")
     target = real_path(path)
