@@ -4,10 +4,11 @@
   long_video.py --minutes 10 --methods none flowcache_fast multistep_fast --output_path RECORD.json
 
 Each method makes one video of the bundled model, a held-out caption ruling for half a minute. What the video shows of
-each is measured from two seconds after the change on, and again in its last four seconds. Memory is what tensors and
+each is measured from two seconds after the change on, and again in its last four seconds; how sharpness, contrast and
+others drift under one prompt, from the fifth second on. Memory is what tensors and
 what the process hold between two chunks, from the tenth on; time per chunk is the median of the last full minute
 against that of the first, in one run; other work on the machine is in that ratio, less so in that of the processor's
-time. With --keep FOLDER the videos stay.
+time. With --keep FOLDER the videos stay, each with NAME.changes.webp, which shows the first prompts taking over.
 """
 
 import argparse
@@ -25,6 +26,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
@@ -41,10 +47,15 @@ from inference.pipeline import MagiPipeline, RunReport, Sample
 from inference.session.session import VideoChunk
 from inference.session.times import PromptChange
 from inference.video.writing import VideoWriter
+from metrics.drift import FIGURES, measure_drift
 
 SECONDS_OF_A_PROMPT = 30
 # A prompt has so long to take over; then as much is looked at as a motion takes.
 SECONDS_TO_CHANGE = 2
+# From here on a part of a video should stay as it is.
+SECONDS_TO_SETTLE = 5
+SECONDS_SHOWN = (0, 0.5, 1, 1.5, 2, 3, 5, 10, 20, 29.5)
+MOST_SHOWN = 6
 STATM = Path("/proc/self/statm")
 PAGE = 4096
 
@@ -87,7 +98,7 @@ def measure_method(name: str, args: argparse.Namespace) -> dict[str, Any]:
         Sample(prompts[0], later=later), reuse=method.make_reuse(), make_cache=method.make_cache, report=report
     )
     session.begin()
-    watch = Watch(scenes, config)
+    watch = Watch(scenes, prompts, config)
     with open_writer(name, args, config) as writer:
         began, worked = time.perf_counter(), time.process_time()
         for chunk in session:
@@ -100,6 +111,8 @@ def measure_method(name: str, args: argparse.Namespace) -> dict[str, Any]:
                 live.append(live_bytes())
             cache.add(report.kv_cache_bytes)
             began, worked = time.perf_counter(), time.process_time()
+    if args.keep:
+        watch.draw(Path(args.keep) / f"{name}.changes.webp")
     return {
         "chunks": len(seconds),
         "seconds": round(sum(seconds), 1),
@@ -110,18 +123,22 @@ def measure_method(name: str, args: argparse.Namespace) -> dict[str, Any]:
         "kv_cache_bytes": sorted(cache),
         "share_reused": round(report.record.share_reused, 4),
         "prompts": watch.shares(),
+        "drift_within_a_minute": watch.drift(),
     }
 
 
 class Watch:
     """How much of its caption every part of a video shows. Frames are kept of one part only."""
 
-    def __init__(self, scenes: Sequence[Scene], config: MagiConfig) -> None:
+    def __init__(self, scenes: Sequence[Scene], prompts: Sequence[str], config: MagiConfig) -> None:
         runtime = config.runtime
-        self.scenes, self.fps = scenes, runtime.fps
+        self.scenes, self.prompts, self.fps = scenes, prompts, runtime.fps
+        self.shown: list[np.ndarray] = []  # per prompt the frames of the picture
         self.length = SECONDS_OF_A_PROMPT * runtime.fps
         self.part = np.empty((self.length, runtime.video_size_h, runtime.video_size_w, 3), dtype=np.uint8)
         self.found: dict[str, list[dict[str, bool]]] = {"after_the_change": [], "at_the_end": []}
+        # Per prompt the change of a figure within a minute, as a share of its mean.
+        self.slopes: dict[str, list[float]] = {name: [] for name in FIGURES if name != "likeness"}
 
     def see(self, chunk: VideoChunk) -> None:
         part, place = divmod(chunk.number * self.fps, self.length)
@@ -130,6 +147,28 @@ class Watch:
             begin, scene = SECONDS_TO_CHANGE * self.fps, self.scenes[part]
             self.found["after_the_change"].append(asdict(measure(self.part[begin : begin + PERIOD], scene)))
             self.found["at_the_end"].append(asdict(measure(self.part[-PERIOD:], scene)))
+            settled = torch.from_numpy(self.part[SECONDS_TO_SETTLE * self.fps :])
+            drift = measure_drift(iter(settled), self.fps)
+            for name, slopes in self.slopes.items():
+                slope = drift.slope(name)
+                assert slope is not None
+                slopes.append(60 * slope.value / statistics.mean(drift.seconds[name]))
+            if len(self.shown) < MOST_SHOWN:
+                self.shown.append(self.part[[round(second * self.fps) for second in SECONDS_SHOWN]])
+
+    def draw(self, path: Path) -> None:
+        """A row per prompt: frames at the times in ``SECONDS_SHOWN`` since it was given."""
+        rows, columns = len(self.shown), len(SECONDS_SHOWN)
+        figure, grid = plt.subplots(rows, columns, figsize=(1.2 * columns, 1.45 * rows), squeeze=False)
+        for row, frames in enumerate(self.shown):
+            for column, second in enumerate(SECONDS_SHOWN):
+                axes = grid[row][column]
+                axes.imshow(frames[column])
+                axes.set_axis_off()
+                axes.text(0.5, -0.12, f"{second:g} s", transform=axes.transAxes, ha="center", fontsize=7)
+            grid[row][0].text(0, 1.12, self.prompts[row], transform=grid[row][0].transAxes, fontsize=8)
+        figure.savefig(path, dpi=110, bbox_inches="tight", pil_kwargs={"quality": 80})
+        plt.close(figure)
 
     def shares(self) -> dict[str, Any]:
         """Of the prompts, which share shows an attribute as it should; and of all attributes, minute by minute."""
@@ -142,6 +181,16 @@ class Watch:
                 share_of(right for finding in minute for right in finding.values()) for minute in minutes
             ]
         return shares
+
+    def drift(self) -> dict[str, Any]:
+        """How much figures change within a minute under one prompt, as shares of themselves; over the prompts."""
+        return {
+            name: {
+                "mean": round(statistics.mean(slopes), 4),
+                "error": round(statistics.stdev(slopes) / len(slopes) ** 0.5, 4),
+            }
+            for name, slopes in self.slopes.items()
+        }
 
 
 def share_of(right: Iterable[bool]) -> float:
