@@ -64,7 +64,8 @@ class VBenchTotals:
 
 
 def read_results(paths: Iterable[Path]) -> dict[str, DimensionResult]:
-    """Dimensions from result files ``NAME_eval_results.json``, each ``{dimension: [score, [one entry per video]]}``.
+    """Dimensions from result files ``NAME_eval_results.json``, each ``{dimension: [score, [one entry per video]]}``, of
+    VBench-Long in most dimensions ``[score, [one entry per clip], [the same by video]]``.
 
     Raises ValueError for a file of another form, for a score outside 0..1, for a dimension that VBench does not have,
     and for one that two files hold.
@@ -93,12 +94,19 @@ def _read_file(path: Path) -> Mapping[str, Any]:
 def _dimension_result(path: Path, dimension: str, value: Any) -> DimensionResult:
     if dimension not in DIMENSIONS:
         raise ValueError(f"{path}: {dimension!r} is no VBench dimension; they are {', '.join(DIMENSIONS)}")
-    if not isinstance(value, list) or len(value) != 2 or not isinstance(value[1], list):
+    if not isinstance(value, list) or len(value) not in (2, 3) or not all(isinstance(part, list) for part in value[1:]):
         raise ValueError(f"{path}: {dimension} should be [score, [one entry per video]], not {str(value)[:60]}")
     score = value[0]
     if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
         raise ValueError(f"{path}: the score of {dimension} should be a number from 0 to 1, not {score!r}")
-    return DimensionResult(float(score), len(value[1]))
+    # VBench-Long has an entry per clip under the name of its video, and in temporal flickering one that only counts.
+    videos = {Path(str(entry["video_path"])).name for entry in value[-1] if _names_a_video(entry)}
+    others = [entry for entry in value[-1] if not _names_a_video(entry) and "long_video_cnt" not in entry]
+    return DimensionResult(float(score), len(videos) + len(others))
+
+
+def _names_a_video(entry: Any) -> bool:
+    return isinstance(entry, dict) and "video_path" in entry
 
 
 def normalise(dimension: str, score: float) -> float:

@@ -61,6 +61,9 @@ class VBenchRun(SamplingRun):
     samples_per_prompt: Count = Field(5, description="indices of each prompt")
     flickering_samples: Count = Field(25, description="indices of each prompt of temporal_flickering")
     augmented_prompts: str | None = Field(None, description="file or folder of longer prompts for the model")
+    suite: Literal["auto", "vbench", "vbench_long"] = Field(
+        "auto", description="what judges them: auto is VBench-Long for videos of five seconds and more"
+    )
 
 
 class PhysicsIqRun(SamplingRun):

@@ -10,7 +10,7 @@ from harness.arguments import parse
 from harness.program import expected_errors, make_parser, run_program
 from inference.model.weights import WeightsError
 from inference.parallel.group import RankLostError
-from sampling.evaluator import EvaluatorError
+from sampling.evaluator.log import EvaluatorError
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:

@@ -65,7 +65,7 @@ def test_all_dimensions(script: ModuleType, config: Path, evaluator: Path, tmp_p
     printed = capsys.readouterr().out
     assert printed == (scores / "vbench.md").read_text(encoding="utf-8")
     assert f"| **Total** | | **{expected.total:.2f}** | |" in printed
-    assert printed.endswith(f"\nProtocol: {found['protocol']}.\n")
+    assert printed.endswith(f"\nJudged by VBench. Protocol: {found['protocol']}.\n")
     assert found["protocol"].startswith(
         "index 0 of each prompt; 11 of 11 prompt files; temporal flickering picked as static from 6 per prompt (VBench "
     )
@@ -142,4 +142,29 @@ def test_a_video_that_is_missing(script: ModuleType, config: Path, evaluator: Pa
 
 def test_no_evaluator(script: ModuleType, config: Path, tmp_path: Path, caplog) -> None:
     assert run(script, config, tmp_path / "vbench", tmp_path / "scores") == 1
-    assert "pip install" in caplog.text and "--evaluator" in caplog.text
+    assert "--setup" in caplog.text and "--evaluator" in caplog.text
+
+
+def test_the_suite_goes_by_the_length(
+    script: ModuleType, config: Path, evaluator: Path, tmp_path: Path, capsys, caplog, monkeypatch
+) -> None:
+    scores = tmp_path / "scores"
+    monkeypatch.setattr(script, "LONG_SECONDS", 4 / 24)
+    caplog.set_level("INFO")
+    assert run(script, config, evaluator, scores) == 0
+    assert "Judged by VBench-Long" in capsys.readouterr().out and "--suite vbench for the other" in caplog.text
+    found = json.loads((scores / "vbench_long.json").read_text(encoding="utf-8"))
+    assert found["suite"] == "vbench_long" and found["total"] is not None
+    assert found["dimensions"]["scene"]["file"] == "vbench_long/scene/results_long_eval_results.json"
+    assert {call["command"] for call in calls(evaluator)} == {"long_run.py"}
+    # The other suite beside it, by flag.
+    assert run(script, config, evaluator, scores, "--suite", "vbench") == 0
+    assert json.loads((scores / "vbench.json").read_text(encoding="utf-8"))["suite"] == "vbench"
+    assert (scores / "vbench_long.json").is_file()
+
+
+def test_a_configuration_or_the_setup(script: ModuleType, capsys) -> None:
+    for flags in ([], ["some.yaml", "--setup"]):
+        with pytest.raises(SystemExit):
+            script.main(flags)
+        assert "give a CONFIG, or --setup without one" in capsys.readouterr().err

@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from inference.config import REPOSITORY_ROOT
-from inference.errors import ExpectedError
 from inference.files import read_json
 from metrics.vbench import RESULTS_SUFFIX
+from sampling.evaluator.log import LOG, EvaluatorError, log_hint
 
 logger = logging.getLogger(__name__)
 
@@ -33,38 +33,32 @@ FILTERED = "temporal_flickering"
 FILTER_REPORT = "filtered_static_video.json"
 # Of the evaluator's networks, the filter's is fetched with this dimension and by nothing else.
 FILTER_WEIGHTS_FROM = "dynamic_degree"
-LOG = "evaluator.log"
 RECORD = "evaluation.json"
-LOG_LINES_SHOWN = 15
-TRACEBACK = "Traceback (most recent call last):"
-# torchrun puts the number of the process before its lines.
-RANK = re.compile(r"^\[rank\d+\]: ?")
-# With which torchrun ends whatever happened.
-LAUNCHER_ERROR = "ChildFailedError"
-NO_GPU = re.compile(r"NCCL|NVIDIA driver|not compiled with CUDA|no CUDA GPUs|no CUDA-capable device", re.IGNORECASE)
-GPU_NEEDED = """the evaluator needs an NVIDIA GPU (it starts NCCL in any case): score on a machine with one, where the \
-run's whole output folder can be copied and its sampling.yaml given"""
+FILTER_FAILED = f"""the static filter failed; where its weights are missing, judge {FILTER_WEIGHTS_FROM} first, which \
+fetches them; --no_static_filter judges the first five videos of each prompt"""
+NONE_STATIC = """no videos to judge (none was found static; --no_static_filter judges the first five of each prompt)"""
 OWN_FILES = (LOG, RECORD, f"*{RESULTS_SUFFIX}", "*_full_info.json")
 
-INSTALL = """it pins old libraries (numpy < 2, transformers 4.33.2), so give it an environment of its own, once:
-  .venv/bin/uv venv --python 3.11 downloads/vbench
-  .venv/bin/uv pip install --python downloads/vbench/bin/python -r configs/vbench_environment.txt
-and, for object_class, multiple_objects, color and spatial_relationship, detectron2 as VBench's README says; \
+INSTALL = """bash scripts/score_vbench.sh --setup makes it an environment of its own, since it pins old libraries; \
 --evaluator names a vbench command elsewhere"""
 
 
-class EvaluatorError(ExpectedError):
-    """The evaluator is not there, or gave no result."""
+# VBench-Long picks static clips by itself, and leaves the videos that have any here, in the folder of its videos.
+LONG_FILTERED = Path("temporal_filtered_cilps/filtered_videos")
+LONG_RUN = Path(__file__).with_name("long_run.py")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A dimension's result: a file in its folder, made of ``given`` videos, static ones picked first or not."""
+    """A dimension's result: a file in its folder, made of ``given`` videos, static ones picked first or not; by
+    VBench-Long or by VBench.
+    """
 
     dimension: str
     result: str
     given: int
     static_filter: bool
+    long: bool = False
 
 
 def find_evaluator(given: str | None) -> Path:
@@ -88,7 +82,13 @@ def find_evaluator(given: str | None) -> Path:
 
 
 def evaluate(
-    evaluator: Path, dimension: str, videos: Sequence[Path], folder: Path, static_filter: bool, ngpus: int = 1
+    evaluator: Path,
+    dimension: str,
+    videos: Sequence[Path],
+    folder: Path,
+    static_filter: bool,
+    ngpus: int = 1,
+    long: bool = False,
 ) -> Evaluation:
     """Score one dimension; its files go to ``folder`` and replace those of an earlier evaluation.
 
@@ -96,7 +96,9 @@ def evaluate(
         evaluator: see :func:`find_evaluator`.
         videos: ``PROMPT-INDEX.mp4``; without the filter indices from 5 on are not looked at.
         static_filter: let the evaluator pick up to five static videos per prompt first, as its protocol has it for
-            temporal_flickering.
+            temporal_flickering; VBench-Long picks clips.
+        ngpus: for VBench; VBench-Long takes one.
+        long: by VBench-Long.
 
     Raises:
         EvaluatorError: there is no result; the message has the Python error from the evaluator's log, or the log's end.
@@ -112,38 +114,56 @@ def evaluate(
         linked.mkdir()
         for video in videos:
             (linked / video.name).symlink_to(video.absolute())
-        if static_filter:
-            picked = Path(temporary) / "static"
-            run(evaluator, ["static_filter", "--videos_path", str(linked), "--result_path", str(picked)], folder)
-            if not (picked / FILTER_REPORT).is_file():
-                raise EvaluatorError(
-                    f"{dimension}: the static filter failed; where its weights are missing, judge "
-                    f"{FILTER_WEIGHTS_FROM} first, which fetches them; --no_static_filter judges the first five videos "
-                    "of each prompt" + log_hint(folder)
-                )
-            linked = picked / "filtered_videos"
-        given = len(list(linked.glob("*.mp4")))
-        if not given:
-            raise EvaluatorError(
-                f"{dimension}: no videos to judge (none was found static; --no_static_filter judges the first five of "
-                "each prompt)" + log_hint(folder)
-            )
-        command = ["evaluate", "--videos_path", str(linked), "--dimension", dimension, "--output_path", "."]
-        run(evaluator, [*command, "--ngpus", str(ngpus)], folder)
+        judge = judge_long if long else judge_standard
+        given = judge(evaluator, dimension, linked, folder, static_filter, ngpus)
     results = sorted(folder.glob(f"*{RESULTS_SUFFIX}"))
     if len(results) != 1:
         raise EvaluatorError(f"the evaluator gave no result for {dimension}" + log_hint(folder))
-    evaluation = Evaluation(dimension, results[0].name, given, static_filter)
+    evaluation = Evaluation(dimension, results[0].name, given, static_filter, long)
     (folder / RECORD).write_text(json.dumps(asdict(evaluation), indent=1) + "\n", encoding="utf-8")
     return evaluation
 
 
-def run(evaluator: Path, arguments: Sequence[str], folder: Path) -> None:
-    """Run the evaluator in ``folder``, which gets its log; its status says nothing, see above."""
-    search = os.pathsep.join([str(evaluator.parent), os.environ.get("PATH", os.defpath)])
+def judge_standard(evaluator: Path, dimension: str, linked: Path, folder: Path, static_filter: bool, ngpus: int) -> int:
+    """VBench on the videos in ``linked``; how many it was given."""
+    if static_filter:
+        picked = linked.with_name("static")
+        run([evaluator, "static_filter", "--videos_path", linked, "--result_path", picked], folder)
+        if not (picked / FILTER_REPORT).is_file():
+            raise EvaluatorError(f"{dimension}: {FILTER_FAILED}" + log_hint(folder))
+        linked = picked / "filtered_videos"
+    given = len(list(linked.glob("*.mp4")))
+    if not given:
+        raise EvaluatorError(f"{dimension}: {NONE_STATIC}" + log_hint(folder))
+    command = [evaluator, "evaluate", "--videos_path", linked, "--dimension", dimension, "--output_path", "."]
+    run([*command, "--ngpus", ngpus], folder)
+    return given
+
+
+def judge_long(evaluator: Path, dimension: str, linked: Path, folder: Path, static_filter: bool, ngpus: int) -> int:
+    """VBench-Long on the videos in ``linked``; how many it was given, or found static clips in."""
+    python = evaluator.with_name("python")
+    if not python.is_file():
+        raise EvaluatorError(f"VBench-Long runs by the evaluator's own Python, and {python} is not there")
+    run([python, LONG_RUN, linked, dimension, INDICES, int(static_filter)], folder)
+    if not static_filter:
+        return len(list(linked.glob("*.mp4")))
+    report = linked / LONG_FILTERED.parent / FILTER_REPORT
+    if not report.is_file():
+        raise EvaluatorError(f"{dimension}: {FILTER_FAILED}" + log_hint(folder))
+    given = len(list((linked / LONG_FILTERED).glob("*.mp4")))
+    if not given:
+        raise EvaluatorError(f"{dimension}: {NONE_STATIC}" + log_hint(folder))
+    return given
+
+
+def run(command: Sequence[object], folder: Path) -> None:
+    """Run a program of the evaluator's in ``folder``, which gets its log; its status says nothing, see above."""
+    words = [str(word) for word in command]
+    search = os.pathsep.join([os.path.dirname(words[0]), os.environ.get("PATH", os.defpath)])
     with (folder / LOG).open("ab") as log:
         subprocess.run(
-            [str(evaluator), *arguments],
+            words,
             cwd=folder,
             env={**os.environ, "PATH": search},
             stdin=subprocess.DEVNULL,
@@ -158,34 +178,9 @@ def in_order(dimensions: Sequence[str]) -> list[str]:
     return sorted(dimensions, key=lambda dimension: dimension == FILTERED)
 
 
-def log_hint(folder: Path) -> str:
-    """Where the log is, and what it says of the cause: the last Python error in it, or else its end."""
-    log = folder / LOG
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-    if not lines:
-        return ""
-    error = python_error(lines)
-    advice = f"; {GPU_NEEDED}" if error and NO_GPU.search(error[-1]) else ""
-    said = "says" if error else "ends with"
-    return f"{advice}; {log} {said}:\n  " + "\n  ".join((error or lines)[-LOG_LINES_SHOWN:])
-
-
-def python_error(lines: Sequence[str]) -> list[str]:
-    """The last traceback that is not the launcher's own, down to the line that names the error, if any."""
-    found: list[str] = []
-    block: list[str] | None = None
-    for line in (RANK.sub("", line) for line in lines):
-        if line.startswith(TRACEBACK):
-            block = [line]
-        elif block is not None:
-            block.append(line)
-            if line and not line[0].isspace():
-                found = found if LAUNCHER_ERROR in line else block
-                block = None
-    return found
-
-
-def earlier_evaluation(folder: Path, dimension: str, videos: Sequence[Path], static_filter: bool) -> Evaluation | None:
+def earlier_evaluation(
+    folder: Path, dimension: str, videos: Sequence[Path], static_filter: bool, long: bool = False
+) -> Evaluation | None:
     """The evaluation that ``folder`` holds, if it was made the same way and after the last of the videos."""
     record = folder / RECORD
     try:
@@ -193,7 +188,7 @@ def earlier_evaluation(folder: Path, dimension: str, videos: Sequence[Path], sta
     except (OSError, ValueError, TypeError):
         return None
     newest = max(video.stat().st_mtime for video in videos)
-    same = (found.dimension, found.static_filter) == (dimension, static_filter)
+    same = (found.dimension, found.static_filter, found.long) == (dimension, static_filter, long)
     whole = (folder / found.result).is_file()
     return found if same and whole and record.stat().st_mtime >= newest else None
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from metrics.vbench import DimensionResult, read_results
-from sampling.evaluator import (
+from sampling.evaluator.process import (
     Evaluation,
     EvaluatorError,
     check_counts,
@@ -44,6 +44,29 @@ def test_the_evaluator_sees_videos_and_nothing_else(tmp_path: Path) -> None:
     # The real one passes these words on to a shell.
     assert not {" ", "$", "'", '"'} & set(call["--videos_path"])
     assert len(list(videos[0].parent.iterdir())) == 2 * 14 + 1, "the run's folder is as it was"
+
+
+def test_vbench_long_judges_clips(tmp_path: Path) -> None:
+    evaluator = install(tmp_path / "bin", scores={"scene": 0.25}, static=[f"{PROMPTS[0]}-6.mp4"], broken=["color"])
+    videos = make_videos(tmp_path / "run of today", indices=7)
+    found = evaluate(evaluator, "scene", videos, tmp_path / "scene", static_filter=False, long=True)
+    assert (found.given, found.long) == (10, True)
+    assert read_results([tmp_path / "scene" / found.result]) == {"scene": DimensionResult(0.25, 10)}
+    again = [tmp_path / "scene", "scene", videos, False]
+    assert earlier_evaluation(*again, True) == found and earlier_evaluation(*again) is None
+    evaluate(evaluator, "subject_consistency", videos, tmp_path / "subject", static_filter=False, long=True)
+    results = read_results((tmp_path / "subject").glob("*_eval_results.json"))
+    assert results["subject_consistency"].judged == 10
+    flickering = evaluate(evaluator, "temporal_flickering", videos, tmp_path / "static", static_filter=True, long=True)
+    results = read_results([tmp_path / "static" / flickering.result])
+    assert flickering.given == results["temporal_flickering"].judged == 1
+    given = [(call["static_filter"], len(call["names"])) for call in calls(evaluator)]
+    assert given == [("0", 10), ("0", 10), ("1", 14)]
+    with pytest.raises(EvaluatorError, match="no result for color"):
+        evaluate(evaluator, "color", videos, tmp_path / "color", static_filter=False, long=True)
+    (evaluator.parent / "python").unlink()
+    with pytest.raises(EvaluatorError, match=r"VBench-Long runs by .*bin/python is not there"):
+        evaluate(evaluator, "scene", videos, tmp_path / "scene", static_filter=False, long=True)
 
 
 def test_static_videos_are_picked_first(tmp_path: Path) -> None:
@@ -209,15 +232,13 @@ def test_videos_that_were_not_judged(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_an_evaluator_that_is_not_there_or_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(
-        EvaluatorError, match=r"is not at .*nothing.*(?s:.*)uv pip install .*-r configs/vbench_environment\.txt"
-    ):
+    with pytest.raises(EvaluatorError, match=r"is not at .*nothing.*bash scripts/score_vbench.sh --setup"):
         find_evaluator(str(tmp_path / "nothing"))
     with pytest.raises(EvaluatorError, match=r"cannot run from .*no spaces"):
         find_evaluator(str(install(tmp_path / "my tools")))
     evaluator = install(tmp_path / "bin")
     assert find_evaluator(str(evaluator)) == evaluator
-    monkeypatch.setattr("sampling.evaluator.REPOSITORY_ROOT", tmp_path)
+    monkeypatch.setattr("sampling.evaluator.process.REPOSITORY_ROOT", tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(EvaluatorError, match="and not on the PATH"):
         find_evaluator(None)
