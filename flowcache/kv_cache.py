@@ -132,8 +132,9 @@ class CompressedKVCache(KVCache):
             keep = min(keep, max(kept, default=(last_clean + 1) * chunk - reach)) or keep
         self.last_kept = []
         for layer in range(self.geometry.layers):
-            with self.rows.edit(layer, used) as rows:
-                self.last_kept.append(self._compact_layer(rows, layer, tokens, keep, used, positions[layer], reach))
+            with self.rows.edit(layer, tokens, keep) as rows:
+                self.last_kept.append(self._squeeze_layer(rows, layer, keep, positions[layer], reach))
+            self.rows.move(layer, tokens, used, keep)  # the whole chunks behind them
         self.ledger.compact(clean, keep)
         # With the queries of the chunk that enters next they will be those of query_chunks chunks.
         oldest = step.window[-1].chunk + 2 - self.config.query_chunks
@@ -165,13 +166,8 @@ class CompressedKVCache(KVCache):
         last = self._require_schedule().chunk_num - 1
         return self.ledger.full and self.ledger.whole[-1] < last
 
-    def _compact_layer(
-        self, rows: Tensor, layer: int, tokens: int, keep: int, used: int, positions: Tensor | None, reach: int
-    ) -> Tensor:
-        """Squeeze the first ``tokens`` of a layer's ``rows`` to ``keep`` and move the whole chunks behind them up;
-        returns what was kept.
-        """
-        region = rows[:tokens]  # (L, G, 2d)
+    def _squeeze_layer(self, region: Tensor, layer: int, keep: int, positions: Tensor | None, reach: int) -> Tensor:
+        """Squeeze the clean tokens of a layer, ``region`` (L, G, 2d), to the first ``keep``; returns what was kept."""
         kept = self._choose(layer, region[..., : self.geometry.head_width], keep, positions, reach)
         forgotten = None
         if positions is not None:
@@ -182,8 +178,7 @@ class CompressedKVCache(KVCache):
             squeezed = region.gather(0, kept.T[..., None].expand(-1, -1, region.shape[-1]))
         else:
             squeezed = self._merger.merge(layer, region, kept, forgotten)
-        rows[:keep] = squeezed
-        rows[keep : keep + used - tokens] = rows[tokens:used].clone()
+        region[:keep] = squeezed
         return kept.T
 
     def _choose(self, layer: int, keys: Tensor, keep: int, positions: Tensor | None, reach: int) -> Tensor:

@@ -222,6 +222,8 @@ def _changes(request: Request) -> Iterator[tuple[str, Callable[[], Request]]]:
         off | {"kv_offload": True, "stream_weights": True},
     ):
         yield " ".join(f"--{name} true" for name in fields), with_fields(**fields)
+    for bits in ("int8", "int4"):
+        yield f"--kv_dtype {bits} (the video is another one, a little)", with_fields(kv_dtype=bits)
     settings = request.method.settings
     if settings is not None and not settings.compress_kv_cache:
         smaller = settings.model_copy(update={"compress_kv_cache": True})

@@ -42,6 +42,8 @@ Floats = Annotated[tuple[float, ...], Field(strict=False)]
 Counts = Annotated[tuple[Count, ...], Field(strict=False)]
 # "auto" is decided from the device and the memory found on it (docs/memory.md, "Automatic choices").
 Switch = Literal["auto", True, False]
+# How keys and values are stored (docs/memory.md, "Keys and values in fewer bits").
+KVDtype = Literal["model", "int8", "int4"]
 # What may leave the device, by the fields of the engine that say whether it does.
 SWITCHES = ("offload_t5", "offload_vae", "kv_offload", "stream_weights")
 
@@ -239,6 +241,7 @@ class EngineConfig(_Section):
     attention_backend: Literal["auto", "sdpa", "eager", "varlen", "flash2", "flash3"] = "auto"
     fp8_matmul: Literal["auto", "scaled_mm", "dequantise"] = "auto"
     fused_kernels: Switch = "auto"
+    kv_dtype: KVDtype = "model"
     compile: bool = False
     offload_t5: Switch = "auto"
     offload_vae: Switch = "auto"

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from inference.placement.kv_rows import DeviceRows, HostRows, Range, without
+from inference.placement.packed_rows import PackedRows
+from inference.placement.packing import packed_row_bytes
 from inference.reuse import State
 from inference.schedule import Schedule, Step
 
@@ -20,8 +22,8 @@ from inference.schedule import Schedule, Step
 @dataclass(frozen=True)
 class KVGeometry:
     """Sizes of a cache: layers, key/value groups, head width, tokens of a chunk and of a frame, dtype, device; query
-    heads, which only the memory planned for the queries of a compressed cache depends on; and ``offload``, whether the
-    rows lie in host memory.
+    heads, which only the memory planned for the queries of a compressed cache depends on; ``offload``, whether the
+    rows lie in host memory; and ``bits``, 8 or 4 where they are stored in fewer than those of the dtype.
     """
 
     layers: int
@@ -33,11 +35,33 @@ class KVGeometry:
     device: torch.device
     heads: int = 0
     offload: bool = False
+    bits: int | None = None
+
+    @property
+    def row_bytes(self) -> int:
+        """Keys and values of one token in one group of a layer, as they are stored."""
+        if self.bits is not None:
+            return packed_row_bytes(self.bits, self.head_width)
+        return 2 * self.head_width * self.dtype.itemsize
 
     @property
     def bytes_per_token(self) -> int:
-        """Keys and values of one token in all layers."""
-        return self.layers * self.groups * 2 * self.head_width * self.dtype.itemsize
+        """Keys and values of one token in all layers, as they are stored."""
+        return self.layers * self.groups * self.row_bytes
+
+    def unpacked_bytes(self, chunks: int) -> int:
+        """What a cache of fewer bits has besides its rows: one layer unpacked, and the grids of all keys."""
+        if self.bits is None:
+            return 0
+        layer = chunks * self.chunk_tokens * self.groups * 2 * self.head_width * self.dtype.itemsize
+        return layer + self.layers * chunks * 2 * self.groups * self.head_width * torch.float32.itemsize
+
+    def make_rows(self) -> DeviceRows:
+        """Where and how keys and values are kept; nothing is allocated."""
+        kind = HostRows if self.offload else DeviceRows
+        if self.bits is None:
+            return kind(self.dtype, self.device)
+        return PackedRows(kind(torch.uint8, self.device), self.bits, self.chunk_tokens, self.dtype)
 
 
 class KVCache:
@@ -49,7 +73,7 @@ class KVCache:
 
     def __init__(self, geometry: KVGeometry) -> None:
         self.geometry = geometry
-        self.rows = (HostRows if geometry.offload else DeviceRows)(geometry.dtype, geometry.device)
+        self.rows = geometry.make_rows()
         self.first = 0
         self._newest = -1  # the last chunk that entered
         self._schedule: Schedule | None = None
@@ -61,17 +85,17 @@ class KVCache:
 
     @property
     def memory(self) -> Tensor:
-        """All rows (layers, tokens, G, 2d), wherever they lie."""
+        """All rows (layers, tokens, G, 2d), wherever they lie; in fewer bits packed (layers, tokens, G, R)."""
         return self.rows.memory
 
     @property
     def bytes(self) -> int:
         """Size of the memory held, all layers together."""
-        return self.memory.numel() * self.memory.element_size()
+        return self.rows.bytes
 
     def planned_bytes(self, schedule: Schedule) -> int:
         """What the cache will hold of a video at most; nothing is allocated."""
-        return self.planned_rows(schedule)
+        return self.planned_rows(schedule) + self.geometry.unpacked_bytes(self._capacity(schedule))
 
     def planned_rows(self, schedule: Schedule) -> int:
         """The keys and values among ``planned_bytes``."""
@@ -133,12 +157,12 @@ class KVCache:
 
     def state(self) -> State:
         """What is kept of the video under way: the rows in use, on the CPU, and what they are."""
-        return {"first": self.first, "newest": self._newest, "rows": self.memory[:, : self._used()].cpu()}
+        return {"first": self.first, "newest": self._newest, "rows": self.rows.state(self._used())}
 
     def restore(self, state: State) -> None:
         """Go on where ``state`` was taken; after ``reset``."""
         self.first, self._newest = state["first"], state["newest"]
-        self.memory[:, : state["rows"].shape[1]].copy_(state["rows"])
+        self.rows.restore(state["rows"])
 
     def _used(self) -> int:
         """Tokens at the beginning of the memory that mean something, between two stages."""
@@ -148,10 +172,7 @@ class KVCache:
         """Forget the chunks before ``first`` and move the others, up to ``newest``, to the front."""
         size, by = self.geometry.chunk_tokens, first - self.first
         for layer in range(self.geometry.layers):
-            with self.rows.edit(layer, self.span(newest)[1]) as rows:
-                # A chunk at a time: no range overlaps its target, so no second copy is needed.
-                for place in range(newest + 1 - first):
-                    rows[place * size : (place + 1) * size] = rows[(place + by) * size : (place + by + 1) * size]
+            self.rows.move(layer, by * size, self.span(newest)[1], 0)
         self.first = first
 
     def _capacity(self, schedule: Schedule) -> int:

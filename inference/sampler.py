@@ -58,6 +58,10 @@ def make_schedule(config: MagiConfig, prefix_latents: int) -> Schedule:
     )
 
 
+# Bits of a stored key or value by ``kv_dtype``; None: those of the model's dtype.
+KV_BITS = {"model": None, "int8": 8, "int4": 4}
+
+
 def kv_geometry(config: MagiConfig, device: torch.device, ranks: int = 1) -> KVGeometry:
     """Cache sizes for a configuration; each of ``ranks`` holds its share of the key/value groups."""
     model = config.model
@@ -71,6 +75,7 @@ def kv_geometry(config: MagiConfig, device: torch.device, ranks: int = 1) -> KVG
         device=device,
         heads=model.num_attention_heads // ranks,
         offload=config.engine.kv_offload is True,
+        bits=KV_BITS[config.engine.kv_dtype],
     )
 
 

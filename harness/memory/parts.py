@@ -21,7 +21,6 @@ from inference.model.dit import Captions, VideoDiT
 from inference.model.weights import checkpoint_directory, load_weights
 from inference.noise import DrawnNoise
 from inference.pipeline import load_special_tokens, load_transformer, plan, prompt_flags
-from inference.placement.kv_rows import HostRows
 from inference.reuse import Reuse
 from inference.sampler import Sampler, kv_geometry
 from inference.text.captions import SpecialTokens, assemble_captions
@@ -189,8 +188,7 @@ def _held_by(cache: KVCache) -> Iterator[Tensor]:
     yield from (
         tensor for part in vars(cache).values() if isinstance(part, TokenMerger) for tensor in tensors_in(vars(part))
     )
-    rows = cache.rows
-    yield from (slot.rows for slot in rows.slots) if isinstance(rows, HostRows) else tensors_in(vars(rows))
+    yield from cache.rows.held()
 
 
 def _remembered(reuse: Reuse) -> Iterator[Tensor]:

@@ -100,6 +100,11 @@ class SideStream:
         """The point up to which copies have been asked for, for ``wait``."""
         return None if self.stream is None else self.stream.record_event()
 
+    def finish(self) -> None:
+        """Return when all copies asked for so far are made."""
+        if self.stream is not None:
+            self.stream.synchronize()
+
     def wait(self, mark: torch.cuda.Event | None) -> None:
         """What is computed from now on sees the copies made before ``mark``."""
         if mark is not None:

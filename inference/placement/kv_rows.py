@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from inference.placement.host_memory import SideStream, host_tensor
+from inference.reuse import State
 
 Range = tuple[int, int]
 
@@ -31,6 +32,15 @@ class DeviceRows:
         if tuple(self.memory.shape) != shape:
             self.memory = torch.empty(shape, dtype=self.dtype, device=self.device)
 
+    @property
+    def bytes(self) -> int:
+        """Size of the memory held, all layers together."""
+        return self.memory.nbytes
+
+    def held(self) -> Iterator[Tensor]:
+        """What lies on the device."""
+        yield self.memory
+
     def prepare(self, read: Sequence[Range]) -> None:
         """A forward begins that will read these tokens of every layer, besides those that it writes."""
         return None
@@ -46,9 +56,27 @@ class DeviceRows:
         self.layer(layer)[start : start + len(kv)] = kv
 
     @contextmanager
-    def edit(self, layer: int, tokens: int) -> Iterator[Tensor]:
-        """The first ``tokens`` rows of a layer on the device, to be changed inside the block."""
+    def edit(self, layer: int, tokens: int, left: int | None = None) -> Iterator[Tensor]:
+        """The first ``tokens`` rows of a layer on the device, to be changed inside the block; of them the first
+        ``left`` mean something afterwards, or all.
+        """
         yield self.memory[layer, :tokens]
+
+    def move(self, layer: int, start: int, end: int, to: int) -> None:
+        """Move the rows of a layer from ``start`` to ``end`` to the front, to begin at ``to``."""
+        rows, by = self.memory[layer], start - to
+        # No further than they move at once: so no range overlaps its target, and no second copy is needed.
+        for place in range(start, end, by) if by else ():
+            part = rows[place : min(place + by, end)]
+            rows[place - by : place - by + len(part)] = part
+
+    def state(self, tokens: int) -> State:
+        """The first ``tokens`` rows of every layer, on the CPU."""
+        return {"rows": self.memory[:, :tokens].cpu()}
+
+    def restore(self, state: State) -> None:
+        """Put back what ``state`` gave; after ``allocate``."""
+        self.memory[:, : state["rows"].shape[1]].copy_(state["rows"])
 
 
 @dataclass
@@ -87,6 +115,9 @@ class HostRows(DeviceRows):
         self._read = ((0, shape[1]),)
         self._forget()
 
+    def held(self) -> Iterator[Tensor]:
+        yield from (slot.rows for slot in self.slots)
+
     def prepare(self, read: Sequence[Range]) -> None:
         self._read = read
         self._forget()
@@ -111,20 +142,37 @@ class HostRows(DeviceRows):
         self._save(layer, start, end)
 
     @contextmanager
-    def edit(self, layer: int, tokens: int) -> Iterator[Tensor]:
+    def edit(self, layer: int, tokens: int, left: int | None = None) -> Iterator[Tensor]:
+        yield self._bring(layer, 0, tokens)
+        self._save(layer, 0, tokens if left is None else left)
+
+    def move(self, layer: int, start: int, end: int, to: int) -> None:
+        self._bring(layer, start, end)
+        self._save(layer, start, end, to)
+
+    def state(self, tokens: int) -> State:
+        self._back.finish()
+        return super().state(tokens)
+
+    def restore(self, state: State) -> None:
+        self._back.finish()
+        self._forget()
+        super().restore(state)
+
+    def _bring(self, layer: int, start: int, end: int) -> Tensor:
+        """These rows of a layer in its slot, at their places there, where nothing else is then known to be."""
         self._forget()
         slot = self.slots[layer % 2]
-        rows = slot.rows[:tokens]
+        rows = slot.rows[start:end]
         self._side.after(slot.saved)
-        self._side.copy(rows, self.memory[layer, :tokens])
+        self._side.copy(rows, self.memory[layer, start:end])
         self._side.wait(self._side.mark())
-        yield rows
-        self._save(layer, 0, tokens)
+        return rows
 
-    def _save(self, layer: int, start: int, end: int) -> None:
-        """Have these rows of a layer copied from its slot back to the host."""
-        slot = self.slots[layer % 2]
-        self._back.copy(self.memory[layer, start:end], slot.rows[start:end])
+    def _save(self, layer: int, start: int, end: int, to: int | None = None) -> None:
+        """Have these rows of a layer copied from its slot back to the host, to begin there at ``to``."""
+        slot, to = self.slots[layer % 2], start if to is None else to
+        self._back.copy(self.memory[layer, to : to + end - start], slot.rows[start:end])
         slot.saved = self._back.mark()
 
     def _fetch(self, layer: int) -> None:
