@@ -178,7 +178,8 @@ class Sampler:
     @property
     def entered(self) -> int:
         """The chunk that enters next, given ones counted: the first one that has not begun yet."""
-        return min(self.schedule.chunk_num, self.schedule.offset + self.number // self.schedule.steps_per_stage)
+        stages_begun = -(-self.number // self.schedule.steps_per_stage)
+        return min(self.schedule.chunk_num, self.schedule.offset + stages_begun)
 
     def end_early(self) -> None:
         """No chunk enters any more: the video ends when those under way are clean. To be called between two stages."""

@@ -47,6 +47,8 @@ COMMANDS = (
     "benchmarks/kills.py",
     "example/nano/evaluate.py",
     "example/nano/training/dit.py",
+    "benchmarks/long_video.py",
+    "scripts/serve.py",
 )
 # Programs of others: their flags and file names are not ours.
 FOREIGN = re.compile(r"\b(hf|pip|uv|git|apt|brew|pytest|torchrun)\s")

@@ -11,7 +11,7 @@ import pytest
 from tests.paths import ROOT
 
 LIBRARIES = ("inference", "flowcache", "teacache", "multistep", "metrics")
-PACKAGES = (*LIBRARIES, "harness", "sampling", "scripts", "benchmarks", "example", "tests")
+PACKAGES = (*LIBRARIES, "harness", "sampling", "serving", "scripts", "benchmarks", "example", "tests")
 
 Rule = Callable[[str], Iterator[str]]
 

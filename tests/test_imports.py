@@ -13,7 +13,7 @@ from tests.paths import ROOT
 
 METHODS = ("flowcache", "teacache", "multistep")
 LIBRARIES = ("inference", *METHODS, "metrics")
-FIRST_PARTY = (*LIBRARIES, "harness", "sampling", "scripts", "benchmarks", "example", "tests")
+FIRST_PARTY = (*LIBRARIES, "harness", "sampling", "serving", "scripts", "benchmarks", "example", "tests")
 
 # What a package may import besides itself; a module stands for itself and everything below it.
 ALLOWED = {
@@ -24,10 +24,11 @@ ALLOWED = {
     "multistep": ("inference.reuse", "inference.schedule", "inference.settings"),
     "harness": LIBRARIES,
     "sampling": (*LIBRARIES, "harness"),
-    "scripts": (*LIBRARIES, "harness", "sampling"),
+    "serving": (*LIBRARIES, "harness"),
+    "scripts": (*LIBRARIES, "harness", "sampling", "serving"),
     "benchmarks": (*LIBRARIES, "harness", "example"),  # whose scenes say what a video has to show
     "example": LIBRARIES,
-    "tests": (*LIBRARIES, "harness", "sampling", "example"),  # scripts and benchmarks are run, not imported
+    "tests": (*LIBRARIES, "harness", "sampling", "serving", "example"),  # scripts and benchmarks are run, not imported
 }
 
 # The wings of `inference` and the files beside them, from the ground up: each may import those on floors below its own.
@@ -48,7 +49,7 @@ FLOORS = (
 ELSEWHERE = ("sampling/evaluator/long_run.py", "sampling/evaluator/probe.py")
 
 # Found at run time where a user has them; nothing else changes where they are not (docs/backends.md).
-OPTIONAL = {"flash_attn", "flash_attn_interface", "triton"}
+OPTIONAL = {"flash_attn", "flash_attn_interface", "triton", "playwright"}
 
 
 def imported_modules(source: str, package: str) -> Iterator[tuple[int, str]]:

@@ -82,6 +82,17 @@ def test_changes_to_the_same_prompt_change_nothing(pipeline: MagiPipeline) -> No
     assert all(same(chunks_of(pipeline, Sample(CAT)), found)) and report.prompts == [PromptChange(0, CAT)]
 
 
+def test_a_chunk_has_entered_with_its_first_step(pipeline: MagiPipeline) -> None:
+    """Whoever sets a prompt after a step must not be told of a chunk that is under way."""
+    seen = []
+    session = pipeline.session(
+        Sample(CAT), on_step=lambda step: seen.append((max(step.computed), session.progress.open))
+    )
+    for _ in session:
+        pass
+    assert all(newest < free for newest, free in seen) and seen[0] == (0, 1)
+
+
 @pytest.mark.parametrize("method", ["none", "compressed"])
 def test_a_prompt_set_between_two_chunks_is_one_that_was_planned(pipeline: MagiPipeline, method: str) -> None:
     planned = chunks_of(pipeline, Sample(CAT, later=(PromptChange(4, DOG), PromptChange(6, SUN))), method)

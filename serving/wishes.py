@@ -1,0 +1,26 @@
+"""What the server says to its worker. Without torch, which the server's process never imports."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from serving.orders import Input
+
+
+@dataclass(frozen=True)
+class Task:
+    """One order on its way to the worker. ``input_path``: the image or clip that was uploaded."""
+
+    id: str
+    order: dict[str, Any]
+    video: str
+    input_path: str | None
+    given: Input | None
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a viewer wants of the video ``id`` while it is made: a prompt, or its end."""
+
+    id: str
+    prompt: str | None = None
+    end: bool = False
