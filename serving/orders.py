@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
-from harness.calibration.files import calibrated_method, calibration_path, load_calibration
-from harness.methods import Method, read_method
+from harness.calibration.files import Mode
+from harness.methods import Method
+from harness.run.choosing import choose
 from inference.config import REPOSITORY_ROOT, MagiConfig
 from inference.text.cleaning import clean_caption
 
@@ -66,23 +67,13 @@ class VideoOrder(BaseModel):
 
     def resolve(self, config: MagiConfig, config_file: str, given: Input | None) -> tuple[Method, MagiConfig]:
         """The method and the configuration of this video; ValueError where they do not go together."""
-        chosen = [name for name in ("method", "target_psnr", "target_speedup") if getattr(self, name) is not None]
-        if len(chosen) > 1:
-            raise ValueError(f"{' and '.join(chosen)} exclude each other; give one")
-        fps = config.runtime.fps
-        changes: dict[str, Any] = {
-            "num_frames": "endless" if self.seconds is None else max(1, round(self.seconds * fps))
-        }
-        changes |= {name: value for name in ("num_steps", "seed") if (value := getattr(self, name)) is not None}
-        if self.target_psnr is None and self.target_speedup is None:
-            method = read_method(self.method, {})
-            return method, method.apply_window(config).with_overrides(**changes)
-        config = config.with_overrides(**changes)
-        path = calibration_path(config_file, config.runtime.num_steps)
-        mode = {None: "t2v", "image": "i2v", "clip": "v2v"}[given]
-        calibration = load_calibration(REPOSITORY_ROOT / path, str(path))
-        method = calibrated_method(calibration, str(path), config, self.target_psnr, self.target_speedup, {}, mode)
-        return method, config
+        mode: Mode = "t2v" if given is None else "i2v" if given == "image" else "v2v"
+        return choose(config, config_file, mode=mode, **self.settings)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What ``harness.run.choosing.choose`` takes."""
+        return self.model_dump(include={"method", "target_psnr", "target_speedup", "seconds", "num_steps", "seed"})
 
 
 @dataclass

@@ -1,0 +1,157 @@
+"""Videos from Python, in a few lines: models once, then one video after another (docs/python.md).
+
+    maker = VideoMaker.load("configs/model/nano.json")
+    video = maker.video("a big red ball bounces in the sky", method="multistep", seconds=4)
+    for chunk in video:
+        show(chunk.frames)  # uint8 (24, 64, 64, 3), a second
+
+The page and the nodes make their videos through this too.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from harness.device import choose_device, set_threads
+from harness.methods import Method
+from harness.run.choosing import Path_, choose
+from harness.sidecar import describe_run, leave_report
+from inference.config import MagiConfig, load_config
+from inference.pipeline import MagiPipeline, RunReport, Sample, plan, usable_prefix
+from inference.record import StepRecord
+from inference.session.session import Session, VideoChunk
+from inference.session.times import ChunkTimes, PromptChange
+from inference.video.reading import read_image, read_video
+from inference.video.writing import VideoWriter
+
+
+class VideoMaker:
+    """The models of one configuration, loaded once."""
+
+    def __init__(self, pipeline: MagiPipeline, config_file: Path_) -> None:
+        self.pipeline, self.config_file = pipeline, config_file
+
+    @classmethod
+    def load(cls, config: Path_ | MagiConfig, device: str = "auto", *, config_file: Path_ = "") -> "VideoMaker":
+        """Load what a configuration names, the file or what was read from it as ``config_file``.
+
+        Raises:
+            ValueError, OSError, WeightsError: as ``MagiPipeline.load``.
+        """
+        if not isinstance(config, MagiConfig):
+            config, config_file = load_config(config), config
+        chosen = choose_device(device)
+        set_threads(None, config)
+        return cls(MagiPipeline.load(config, chosen), config_file)
+
+    def video(
+        self,
+        prompt: str,
+        *,
+        image: Path_ | None = None,
+        clip: Path_ | None = None,
+        prompts: Sequence[tuple[int, str]] = (),
+        identity: str = "0",
+        on_step: Callable[[StepRecord], None] | None = None,
+        **settings: Any,
+    ) -> "MadeVideo":
+        """A video to be made by iterating over it.
+
+        Args:
+            prompt: what rules from the beginning; ``prompts``: chunks, ascending, and what rules from each on.
+            image, clip: what the video begins with, cropped to its size.
+            identity: with the seed it determines the noise.
+            on_step: called after every step.
+            settings: as ``choose`` takes them.
+
+        Raises:
+            ValueError, OSError: settings that do not go together, a file that cannot be read.
+        """
+        if image is not None and clip is not None:
+            raise ValueError("image and clip exclude each other; give one")
+        mode = "i2v" if image is not None else "v2v" if clip is not None else "t2v"
+        method, config = choose(self.pipeline.config, self.config_file, mode=mode, **settings)
+        runtime = config.runtime
+        size = (runtime.video_size_h, runtime.video_size_w)
+        prefix: Tensor | None = None
+        if image is not None:
+            prefix = read_image(image, *size, "crop")
+        elif clip is not None:
+            prefix = read_video(clip, runtime.fps, *size, runtime.prefix_selection, "crop")
+        sample = Sample(prompt, prefix, identity, tuple(PromptChange(chunk, text) for chunk, text in prompts))
+        own = self.pipeline
+        # The models as they were loaded; only what belongs to one video is this one's.
+        pipeline = MagiPipeline(config, own.dit, own.vae, own.t5, own.tokens, own.device, own.parallel, own.memory)
+        return MadeVideo(pipeline, method, sample, on_step)
+
+
+class MadeVideo:
+    """A video while it is made: its chunks come out by iterating, once.
+
+    ``chunks``: how many there will be, None without an end. ``session``: takes prompts and the wish for an end
+    meanwhile, also from other threads. ``report``: what it has cost.
+    """
+
+    def __init__(
+        self,
+        pipeline: MagiPipeline,
+        method: Method,
+        sample: Sample,
+        on_step: Callable[[StepRecord], None] | None = None,
+    ) -> None:
+        self.pipeline, self.method, self.sample = pipeline, method, sample
+        config = pipeline.config
+        runtime = config.runtime
+        given = 0 if sample.prefix is None else len(usable_prefix(config, sample.prefix))
+        _, schedule = plan(config, given)
+        method.check(schedule)
+        frames = runtime.chunk_width * runtime.temporal_downsample_factor
+        self.chunks = None if runtime.endless else schedule.chunk_num - schedule.offset
+        last = sample.changes[-1].chunk
+        if self.chunks is not None and last >= self.chunks:
+            raise ValueError(f"a prompt is to begin with chunk {last}, and the video has {self.chunks} chunks")
+        self.times = ChunkTimes(runtime.fps, frames, given % frames if given > 1 else 0, self.chunks)
+        self.report = RunReport()
+        self.session: Session = pipeline.session(
+            sample,
+            reuse=method.make_reuse(),
+            make_cache=method.make_cache,
+            on_step=on_step,
+            report=self.report,
+        )
+
+    def __iter__(self) -> Iterator[VideoChunk]:
+        return iter(self.session)
+
+    def set_prompt(self, prompt: str) -> None:
+        """From the next chunk that enters on, ``prompt`` rules."""
+        self.session.set_prompt(prompt)
+
+    def end(self) -> None:
+        """Let no further chunk enter; those under way are finished."""
+        self.session.end()
+
+    def saved_as(self, path: Path_) -> Iterator[VideoChunk]:
+        """The chunks, each written to the mp4 ``path`` before it comes out; beside it at the end what describes the run
+        (NAME.json, NAME.reuse.png).
+        """
+        runtime = self.pipeline.config.runtime
+        writer = VideoWriter(path, runtime.fps, runtime.video_size_h, runtime.video_size_w)
+        try:
+            with self.report.timed("total"), writer:
+                for chunk in self.session:
+                    with self.report.timed("write"):
+                        writer.append(chunk.frames)
+                    yield chunk
+        finally:
+            if writer.saved_as is not None:
+                contents = describe_run(self.pipeline, self.method, self.sample, self.report, writer, self.times)
+                leave_report(writer.saved_as, contents, self.report.record)
+
+    def save(self, path: Path_) -> Path:
+        """Make all of it into the mp4 ``path``; ValueError where it was ended before its first chunk."""
+        for _ in self.saved_as(path):
+            pass
+        return Path(path)
