@@ -35,9 +35,8 @@ def test_it_lists_its_programs() -> None:
 
 
 def test_a_program_gets_its_arguments() -> None:
-    found = call("generate", "--prompt", "a big red circle", "--num_frames", "24", "--num_steps", "8", "--dry_run")
-    assert found.returncode == 0, found.stderr
-    assert "this is a dry run" in found.stdout + found.stderr
+    found = call("generate", "--help")
+    assert found.returncode == 0 and "--prompt_schedule" in found.stdout
     assert "unknown argument --fps" in call("generate", "--prompt", "a", "--fps", "3").stderr
 
 
