@@ -1,5 +1,7 @@
 """What may be asked for, and uploads before they are decoded."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +83,10 @@ def test_uploads_that_are_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(limits, "MOST_CLIP_SECONDS", 0.5)
     with pytest.raises(ValueError, match="the clip has"):
         check_clip(ASSETS / "clip.mp4")
+
+
+def test_the_server_does_without_torch() -> None:
+    """Only the worker loads it: the server starts at once and stays small."""
+    code = "import sys, serving.app, serving.studio; sys.exit('torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], check=False, env={"PYTHONPATH": str(ROOT)})
+    assert found.returncode == 0
