@@ -5,7 +5,6 @@ const $ = (id) => document.getElementById(id);
 const map = new ReuseMap($("map"));
 let shown = null; // the video on the stage
 let source = null; // its events
-let begun = 0; // when its first chunk was on the way
 
 async function ask(path, options = {}) {
   const answer = await fetch(path, options);
@@ -96,7 +95,6 @@ const methodOf = (order) => order.method ?? (order.target_psnr ? `multistep at $
 function show(video) {
   source?.close();
   shown = video;
-  begun = 0;
   map.clear();
   $("stage").hidden = false;
   $("twin").hidden = true;
@@ -124,10 +122,7 @@ function play(screen, address) {
 
 function onEvent(video, kind, event) {
   if (video !== shown) return;
-  if (kind === "begun") {
-    Object.assign(video, { chunks: event.chunks, status: "in_progress" });
-    begun = performance.now();
-  }
+  if (kind === "begun") Object.assign(video, { chunks: event.chunks, status: "in_progress" });
   if (kind === "step") {
     map.add(event);
     const all = event.cost.computed + event.cost.reused;

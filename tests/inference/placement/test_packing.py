@@ -146,6 +146,18 @@ def test_moved_and_squeezed(bits: int, host: bool) -> None:
         assert (view[:3] == -7).all() and (view[BLOCK : 3 * BLOCK] == -7).all()
 
 
+@pytest.mark.parametrize("host", [False, True])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_chunks_that_move_by_whole_chunks_take_their_grids_along(bits: int, host: bool) -> None:
+    rows = rows_of(bits, host)
+    for number in range(4):
+        rows.write(1, number * BLOCK, chunk(number) * 10**number)
+    rows.move(1, 2 * BLOCK, 4 * BLOCK, 0)
+    rows.prepare([(0, 2 * BLOCK)])
+    expected = torch.cat([there_and_back(chunk(number) * 10**number, bits) for number in (2, 3)])
+    assert torch.equal(rows.layer(1)[: 2 * BLOCK], expected)
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 def test_packing_what_was_packed_changes_nothing(bits: int) -> None:
     once = there_and_back(chunk(1, 40), bits)
