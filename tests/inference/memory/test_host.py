@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from inference.config import load_config
+from inference.memory.dry_run import dry_run, largest_forward
 from inference.memory.host import PROCESS_BYTES, check_host, free_host_bytes, refuse_too_large
-from inference.memory.plan import estimate_run, plan_memory
+from inference.memory.plan import estimate_run, fewest_alike, plan_memory
 from inference.pipeline import plan
+from tests.paths import CONFIGS
 from tests.tiny import tiny_config
 
 
@@ -47,3 +50,16 @@ def test_a_run_is_refused_from_the_byte_on_that_it_is_estimated_to_need() -> Non
     check_host(config, schedule, free=needed)
     with pytest.raises(ValueError, match=r"240 frames of 32x32 by this model need about \d+\.\d GB of memory on a CPU"):
         check_host(config, schedule, free=needed - 1)
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize(("preset", "prefix"), [("nano", 0), ("4.5B_base", 72), ("4.5B_distill", 30)])
+def test_fewer_steps_have_the_same_largest_forward(preset: str, prefix: int, threshold: float) -> None:
+    config = load_config(CONFIGS / f"{preset}.json").with_overrides(
+        num_frames=144, distill_nearly_clean_chunk_threshold=threshold
+    )
+    config, schedule = plan(config, prefix)
+    given = schedule.offset * config.runtime.chunk_width
+    shorter = config.with_overrides(num_steps=fewest_alike(config, schedule))
+    assert shorter.runtime.num_steps <= config.runtime.num_steps / (4 if threshold == 0.3 else 1)
+    assert largest_forward(dry_run(shorter, given)) == largest_forward(dry_run(config, given))
