@@ -26,12 +26,12 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from example.nano.model import magi_config
+from example.nano.model import WEIGHTS, magi_config
 from example.nano.scenes.data import KINDS, Scene, caption, held_out_caption, sample_scene
 from example.nano.scenes.drawing import render
 from example.nano.scenes.measure import Finding, is_stable, measure, position_error
 from example.nano.training.common import WORK
-from example.nano.training.export import WEIGHTS, export_models
+from example.nano.training.export import export_models
 from example.nano.training.latents import CHUNK_FRAMES
 from inference.pipeline import MagiPipeline, Sample
 

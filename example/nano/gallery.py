@@ -16,8 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from example.nano.evaluate import Settings, load_pipeline, run_prompt
-from example.nano.model import magi_config
-from example.nano.training.export import WEIGHTS
+from example.nano.model import WEIGHTS, magi_config
 
 OUTPUT = Path(__file__).parents[2] / "docs" / "images" / "gallery.webp"
 _GAP = 2  # white pixels between videos

@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
+from transformers import T5EncoderModel
 
 from example.nano.text import build_encoder, build_tokenizer
 from inference.config import NULL_CAPTION_TOKENS, MagiConfig, ModelConfig, load_config
 from inference.model.dit import VideoDiT
 
 CONFIG = Path(__file__).parents[2] / "configs" / "model" / "nano.json"
+WEIGHTS = Path(__file__).parent / "weights"
 # Wavelengths of the published initialisation are meant for many bands; a head of 24 has three, chosen for a grid of
 # 6 x 4 x 4 tokens and a window of five chunks.
 _ROTARY_BANDS = (1.0, 0.3, 0.08)
@@ -38,6 +41,13 @@ class NanoModel(nn.Module):
             layer.self_attn_post_norm.weight.fill_(-0.6)  # the effective weight is one more
             layer.mlp_post_norm.weight.fill_(-0.6)
             layer.ada_modulate_layer.proj[0].bias.fill_(0.8)
+
+    @torch.no_grad()
+    def load_shipped(self) -> None:
+        """Take over the weights that come with this repository."""
+        self.dit.load_state_dict(load_file(WEIGHTS / "magi" / "inference_weight.distill" / "model.safetensors"))
+        stored = T5EncoderModel.from_pretrained(WEIGHTS / "t5" / "t5-v1_1-xxl", dtype=torch.float32)
+        self.t5.load_state_dict(stored.state_dict())
 
     def null_caption(self) -> torch.Tensor:
         """(50, caption channels): the null branch's caption."""

@@ -1,8 +1,8 @@
 """Train transformer and text encoder together by flow matching: `python -m example.nano.training.dit --minutes 90`.
 
-Needs `work/vae.pt` (see vae.py); encodes the training clips into `work/latents.pt` the first time. Writes
-`work/dit.pt`, curves `work/dit.png`; `--resume` goes on. Look at sampled videos (`python -m example.nano.evaluate`),
-not at the loss.
+Needs `work/vae.pt` (see vae.py; the shipped autoencoder without); encodes the training clips into `work/latents.pt` the
+first time. Writes `work/dit.pt`, curves `work/dit.png`; `--resume` goes on. Look at sampled videos
+(`python -m example.nano.evaluate`), not at the loss.
 
 Foreground latents count several times as much as the background at first, or the objects never come out; the weight
 falls to 1 at the end, since it makes the model draw objects twice.
@@ -21,6 +21,7 @@ from torch import Tensor
 from example.nano.model import NanoModel, magi_config
 from example.nano.scenes.data import training_caption
 from example.nano.text import CaptionReader, build_tokenizer, special_tokens
+from example.nano.training.changes import ChangePartners
 from example.nano.training.common import (
     WORK,
     Average,
@@ -49,13 +50,14 @@ _NOT_HIDDEN = ("embed", "y_proj", "final_linear", "ada_modulate", "relative_atte
 
 
 def read_captions(model: NanoModel, reader: CaptionReader, batch: Batch, rng: np.random.Generator) -> Captions:
-    """What every entry reads: each row a freshly worded caption, its clean chunks the null caption."""
+    """What every entry reads: each scene of a row a freshly worded caption, clean chunks the null caption."""
     features = reader.encode([training_caption(scene, rng) for scene in batch.scenes])
-    slots = len(batch.layout.slots)
     dropped = batch.layout.alone & (rng.uniform(size=len(batch.null)) < _CAPTION_DROPOUT)
     return Captions.of(
         [
-            model.null_caption() if null or dropped[entry] else reader.with_tokens(features[entry // slots], remaining)
+            model.null_caption()
+            if null or dropped[entry]
+            else reader.with_tokens(features[batch.scene_of[entry]], remaining)
             for entry, (null, remaining) in enumerate(zip(batch.null, batch.remaining, strict=True))
         ]
     )
@@ -117,6 +119,11 @@ def foreground_weight_at(progress: float, highest: float) -> float:
     return float(np.interp(progress, *zip(*points, strict=True)))
 
 
+def changing_at(progress: float, share: float) -> float:
+    """The share of rows whose caption changes: none while the words are learned."""
+    return share if progress >= 0.4 else 0.0
+
+
 @torch.no_grad()
 def validate(model: NanoModel, weights: dict[str, Tensor], clips: LatentClips) -> dict[str, float]:
     """Unweighted error on held-out clips by depth: behind a clean chunk (v3..v0), and of a first chunk (s3..s1); what
@@ -145,25 +152,44 @@ def validate(model: NanoModel, weights: dict[str, Tensor], clips: LatentClips) -
     return figures
 
 
+def begin(args: argparse.Namespace) -> NanoModel:
+    """The model before the first step: new, or the shipped one, whose text encoder then stays as it is."""
+    torch.manual_seed(0)
+    model = NanoModel(magi_config().model, backend="eager")  # faster to train on a CPU than the fused kernel
+    if args.tune:
+        model.load_shipped()
+        model.t5.requires_grad_(False)
+    else:
+        model.initialise()
+    return model
+
+
 def train(team: Team, args: argparse.Namespace) -> None:
     """One worker's training."""
     clips = load()
-    torch.manual_seed(0)
-    model = NanoModel(magi_config().model, backend="eager")  # faster to train on a CPU than the fused kernel
-    model.initialise()
+    model = begin(args)
+    partners = ChangePartners(clips["periods"].scenes)
     reader = CaptionReader(build_tokenizer(), model.t5, special_tokens())
     optimizers = Optimizers([model], args.lr, vector_names=_NOT_HIDDEN)
     log, average = Log(WORK / "dit.jsonl"), Average(model, decay=0.996)
     course = Course(team, budget_of(args, MINUTES), model, optimizers, average, log, CHECKPOINT)
     course.begin(args.resume)
-    for progress in course.steps():
+    for done in course.steps():
+        progress = 1.0 if args.tune else done  # of what changes on the way, a tuning has the end
         layout = draw_layout(np.random.default_rng([11, course.step]), progress)
         rng = np.random.default_rng([12, course.step, team.rank])
         torch.manual_seed(course.step * team.size + team.rank)
         # Small batches are enough for what is learned first. Lone first chunks are drawn from both sets of clips.
         rows = max(1, layout.rows // team.size // (1 if progress > args.small_until else 2))
         openings = layout.alone and rng.uniform() < 0.75
-        batch = make_batch(clips["openings" if openings else "periods"], layout, rng, rows)
+        batch = make_batch(
+            clips["openings" if openings else "periods"],
+            layout,
+            rng,
+            rows,
+            partners,
+            changing_at(progress, args.changes),
+        )
         guidance = guidance_at(progress, args.guidance)
         with torch.autocast("cpu", torch.bfloat16):
             velocity = predict(model, read_captions(model, reader, batch, rng), batch)
@@ -171,7 +197,7 @@ def train(team: Team, args: argparse.Namespace) -> None:
             target = guided_target(model, velocity, batch, guidance) if guide else batch.velocity
         weight = foreground_weight_at(progress, args.foreground_weight)
         loss = loss_of(velocity, target, batch, weight, guided=guidance > 0)
-        course.update(loss, learning_rate_factor(course.step, progress, warmup_steps=100, decay_from=0.7))
+        course.update(loss, learning_rate_factor(course.step, done, warmup_steps=100, decay_from=0.7))
         if team.rank != 0:
             continue
         if course.step % 200 == 0 or course.is_over:
@@ -189,6 +215,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--guidance", type=float, default=0.5, help="how far the caption's effect is carried on, below 1 (default 0.5)"
     )
+    parser.add_argument(
+        "--changes", type=float, default=0.4, help="share of the later rows whose caption changes (default 0.4)"
+    )
+    parser.add_argument("--tune", action="store_true", help="go on from the shipped weights instead of from nothing")
     parser.add_argument("--clips", type=int, default=1800, help="training clips to encode whole (default 1800)")
     parser.add_argument("--openings", type=int, default=8000, help="clips to encode the first chunk of (default 8000)")
     args = parser.parse_args(argv)

@@ -19,15 +19,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from example.nano.captions import write_captions
-from example.nano.model import CONFIG, NanoModel, magi_config
+from example.nano.model import CONFIG, WEIGHTS, NanoModel, magi_config
 from example.nano.text import save_text_encoder, special_tokens
 from example.nano.training.common import WORK, load_checkpoint
 from example.nano.training.latents import load_vae
 from example.nano.training.vae import DDCONFIG
 from inference.model.dit import VideoDiT
 from inference.video.vae import ViTVAE, save_vae
-
-WEIGHTS = Path(__file__).parents[1] / "weights"
 
 
 def stored_transformer(model: NanoModel) -> dict[str, Tensor]:

@@ -19,12 +19,14 @@ import torch
 from einops import reduce
 from tqdm import tqdm
 
+from example.nano.model import WEIGHTS, magi_config
 from example.nano.scenes.data import PERIOD as PERIOD_FRAMES
 from example.nano.scenes.data import PRACTISED, Scene, sample_scene
 from example.nano.scenes.drawing import WALL, coverage, render
 from example.nano.training.common import WORK, load_checkpoint, save_checkpoint
 from example.nano.training.vae import CHECKPOINT, DDCONFIG, TILE, to_model
 from inference.video.vae import ViTVAE
+from inference.video.vae import load_vae as load_stored_vae
 
 LATENTS = WORK / "latents.pt"
 CHUNK_FRAMES = 24
@@ -38,7 +40,9 @@ _FOREGROUND = 0.02
 
 @cache
 def load_vae() -> ViTVAE:
-    """The averaged weights of the last VAE training."""
+    """The averaged weights of the last VAE training; the shipped ones where nothing was trained here."""
+    if not CHECKPOINT.exists():
+        return load_stored_vae(WEIGHTS / "vae")
     vae = ViTVAE(DDCONFIG).eval()
     vae.load_state_dict(load_checkpoint(CHECKPOINT)["average"])
     return vae
@@ -124,7 +128,9 @@ def build(path: Path, periods: int, openings: int, held_out: int) -> None:
             latents, images, foreground = (torch.from_numpy(np.stack(column)) for column in zip(*encoded, strict=True))
             seeds = [(seed, held) for seed, held, _ in jobs[part]]
             state[part] = {"seeds": seeds, "latents": latents, "images": images, "foreground": foreground}
-    scale = 1 / float(state["periods"]["latents"].float().std())
+    # What is trained on in the shipped autoencoder's latents has its scale factor.
+    trained = CHECKPOINT.exists()
+    scale = 1 / float(state["periods"]["latents"].float().std()) if trained else magi_config().runtime.scale_factor
     save_checkpoint(path, state | {"scale_factor": scale})
 
 

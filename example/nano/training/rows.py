@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor
 
 from example.nano.scenes.data import Scene
+from example.nano.training.changes import Change, ChangePartners
 from example.nano.training.latents import IMAGE_FRAMES, PERIOD, LatentClips
 
 CHUNK_WIDTH = 6
@@ -118,11 +119,13 @@ class Batch:
 
     `x`, `velocity` (E, 16, T, H, W), T 6 or 1; `t` (E,); `foreground`, `given` (E, 1, T, H, W) bool; `depth` (E,) with
     -1 for clean; `opens` (E,) bool: the first chunk of a video; `null` and `remaining`: per entry whether it
-    reads the null caption, and how many chunks come after it.
+    reads the null caption, and how many chunks come after it. `scenes`: of every row the one it begins with and, where
+    its caption changes, the second one; `scene_of`: per entry which of them it shows.
     """
 
     layout: Layout
     scenes: list[Scene]
+    scene_of: list[int]
     x: Tensor
     velocity: Tensor
     t: Tensor
@@ -156,7 +159,7 @@ def _clean_slot(x1: Tensor, x0: Tensor, rng: np.random.Generator) -> tuple[Tenso
 @dataclass(frozen=True)
 class _Row:
     """The clip behind one row. `image`: its first latent, given as an image; `entered`: the chunk of which a prefix
-    gives the first two latents.
+    gives the first two latents; `change`: which clip follows on the way.
     """
 
     latents: Tensor
@@ -166,16 +169,31 @@ class _Row:
     share: float  # how far the stage is, the same for the whole window
     first_chunk: int
     chunks_after: int
+    change: Change | None
 
 
 def _draw_row(
-    clips: LatentClips, clip: int, layout: Layout, share: float, rng: np.random.Generator, chunk_count: int
+    clips: LatentClips,
+    clip: int,
+    layout: Layout,
+    share: float,
+    rng: np.random.Generator,
+    chunk_count: int,
+    partners: ChangePartners | None,
 ) -> _Row:
     number = int(rng.integers(clips.images.shape[1]))
     image = layout.from_start and not layout.single_frame and rng.uniform() < 0.25
     # A given image may show its object anywhere; a video from text begins where the scene does.
     start = IMAGE_FRAMES[number] // 4 if image else 0 if layout.from_start else int(rng.integers(PERIOD // 3)) * 3
     latents, foreground = clips.window(clip, start, chunk_count * CHUNK_WIDTH)
+    change = None
+    if partners is not None:
+        cut = int(rng.integers(1, chunk_count))
+        change = partners.draw(clip, (start + cut * CHUNK_WIDTH) * 4, cut, rng)
+        second = clips.window(change.clip, change.start, (chunk_count - cut) * CHUNK_WIDTH)
+        latents, foreground = (
+            torch.cat([a[: cut * CHUNK_WIDTH], b]) for a, b in zip((latents, foreground), second, strict=True)
+        )
     return _Row(
         latents=latents,
         foreground=foreground,
@@ -184,6 +202,7 @@ def _draw_row(
         share=share,
         first_chunk=0 if layout.from_start else int(rng.integers(0, 9)),
         chunks_after=int(rng.integers(0, 9)),
+        change=change,
     )
 
 
@@ -218,17 +237,42 @@ def _draw_entry(row: _Row, slot: Slot, frames: slice, rng: np.random.Generator) 
     }
 
 
-def make_batch(clips: LatentClips, layout: Layout, rng: np.random.Generator, rows: int | None = None) -> Batch:
-    """Draw clips and noise for one layout. Gaussian noise comes from torch's global generator, the rest from `rng`."""
+def make_batch(
+    clips: LatentClips,
+    layout: Layout,
+    rng: np.random.Generator,
+    rows: int | None = None,
+    partners: ChangePartners | None = None,
+    changing: float = 0.0,
+) -> Batch:
+    """Draw clips and noise for one layout. Gaussian noise comes from torch's global generator, the rest from `rng`.
+
+    `changing`: the share of rows of several chunks whose caption changes, to one of `partners`.
+    """
     slots = layout.slots
     count = rows or layout.rows
     chunk_count = 1 + max(slot.chunk for slot in slots)
     chosen = [int(clip) for clip in rng.integers(len(clips.scenes), size=count)]
     # The rows' places in the stage are spread evenly over it.
     drawn = [
-        _draw_row(clips, clip, layout, (number + float(rng.uniform())) / count, rng, chunk_count)
+        _draw_row(
+            clips,
+            clip,
+            layout,
+            (number + float(rng.uniform())) / count,
+            rng,
+            chunk_count,
+            partners if chunk_count > 1 and rng.uniform() < changing else None,
+        )
         for number, clip in enumerate(chosen)
     ]
+    scenes, scene_of = [], []
+    for clip, row in zip(chosen, drawn, strict=True):
+        first = len(scenes)
+        scenes.append(clips.scenes[clip])
+        if row.change is not None:
+            scenes.append(clips.scenes[row.change.clip])
+        scene_of += [first + int(row.change is not None and slot.chunk >= row.change.chunk) for slot in slots]
     pictures = [int(rng.integers(CHUNK_WIDTH)) if layout.single_frame else 0 for _ in drawn]
     width = 1 if layout.single_frame else CHUNK_WIDTH
     entries = [
@@ -238,7 +282,8 @@ def make_batch(clips: LatentClips, layout: Layout, rng: np.random.Generator, row
     ]
     return Batch(
         layout=layout,
-        scenes=[clips.scenes[clip] for clip in chosen],
+        scenes=scenes,
+        scene_of=scene_of,
         **{
             name: torch.stack([entry[name] for entry in entries])
             for name in ("x", "velocity", "t", "foreground", "given", "depth")
