@@ -39,7 +39,7 @@ from inference.parallel.group import ALONE, ContextParallel
 from inference.parallel.launch import check_ranks
 from inference.placement.residency import free_bytes, place
 from inference.reuse import Reuse
-from inference.sampler import Sampler, StepCallback, kv_geometry, make_schedule
+from inference.sampler import PredictionCallback, Sampler, StepCallback, kv_geometry, make_schedule
 from inference.schedule import Schedule
 from inference.session.prompts import PromptTrack
 from inference.session.report import RunReport, Sample
@@ -56,6 +56,8 @@ from inference.video.vae import load_vae
 logger = logging.getLogger(__name__)
 
 CacheFactory = Callable[..., KVCache]
+# Called with a chunk's number, its noise level and a picture (H, W, 3) uint8.
+PreviewCallback = Callable[[int, float, Tensor], None]
 
 
 def prefix_latent_count(config: MagiConfig, frames: int) -> int:
@@ -198,6 +200,7 @@ class MagiPipeline:
         reuse: Reuse | None = None,
         make_cache: CacheFactory = KVCache,
         on_step: StepCallback | None = None,
+        on_preview: PreviewCallback | None = None,
         report: RunReport | None = None,
     ) -> Session:
         """A video to be made, chunk by chunk, by iterating over what is returned.
@@ -207,6 +210,9 @@ class MagiPipeline:
             reuse: who decides and who advances; MAGI-1 itself by default.
             make_cache: called with the ``KVGeometry``; the plain cache by default.
             on_step: called after every step of the sampler.
+            on_preview: called while the first chunk is made: with its number, its noise level, and what its first
+                frame is expected to become, uint8 (H, W, 3). It takes decoding of one latent frame each time; of
+                several ranks none is made.
             report: filled while chunks are drawn.
 
         Raises:
@@ -241,7 +247,23 @@ class MagiPipeline:
             parallel=self.parallel,
             report=report,
             on_step=on_step,
+            on_prediction=None if on_preview is None or self.parallel.ranks > 1 else self._preview(on_preview),
         )
+
+    def _preview(self, on_preview: PreviewCallback) -> PredictionCallback:
+        """One picture of what the first chunk is expected to become, as often as its noise level has fallen by an
+        eighth of its way.
+        """
+        shown = 0.0
+
+        def decode(chunk: int, level: float, expected: Tensor) -> None:
+            nonlocal shown
+            if chunk == 0 and level >= shown:
+                shown = level + 1 / 8
+                frames = self.vae.decode_chunk(expected[:, :, :1], name="a preview")
+                on_preview(chunk, level, frames[0])
+
+        return decode
 
     def placement(self) -> dict[str, str]:
         """Where text encoder and VAE lie and how chunks are decoded, in words for the sidecar."""

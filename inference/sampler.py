@@ -31,6 +31,8 @@ from inference.reuse import Reuse, State, moved
 from inference.schedule import Schedule, Step, chunk_count
 
 StepCallback = Callable[[StepRecord], None]
+# Called with a chunk's number, its noise level t and the latents (1, 16, frames, H, W) that it is expected to become.
+PredictionCallback = Callable[[int, float, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -190,14 +192,21 @@ class Sampler:
         self._shorten(entered)
 
     @torch.no_grad()
-    def stage(self, on_step: StepCallback | None = None) -> CleanChunk | None:
+    def stage(
+        self, on_step: StepCallback | None = None, on_prediction: PredictionCallback | None = None
+    ) -> CleanChunk | None:
         """Make the steps until the next chunk may enter; gives the chunk that is clean then, None where the window is
         not full yet.
+
+        Args:
+            on_step: called after every step.
+            on_prediction: called, before that, where the window's first chunk was computed: with what it would be if
+                its velocity stayed as it is, the latents at t plus (1 - t) times the velocity.
         """
         video = self._under_way()
         for _ in range(video.schedule.steps_per_stage):
             step = video.schedule.step(video.number)
-            entry = self._step(video, step)
+            entry = self._step(video, step, on_prediction)
             video.number += 1
             self.record.add_step(entry)
             if on_step is not None:
@@ -247,7 +256,7 @@ class Sampler:
         self.record.chunk_num = chunks
         self.cache.end_early(video.schedule)
 
-    def _step(self, video: "_Video", step: Step) -> StepRecord:
+    def _step(self, video: "_Video", step: Step, on_prediction: PredictionCallback | None) -> StepRecord:
         latents, guidance = video.latents, video.guidance
         for chunk in step.chunks:
             latents.enter(chunk)
@@ -259,6 +268,12 @@ class Sampler:
         inputs = {chunk: latents.model_input(chunk) for chunk in (*todo, *(() if clean is None else (clean,)))}
         asked = self.reuse.asked(step, todo)
         velocities = guidance.velocities(asked, inputs, todo, clean, self.reuse.nearly_clean_copy)
+        first = step.window[0]
+        if on_prediction is not None and first.chunk in velocities:
+            # Before the step: the level that the model was asked at.
+            level = asked.of(first.chunk).t
+            expected = latents.chunks[first.chunk] + (1 - level) * velocities[first.chunk]
+            on_prediction(first.chunk - video.schedule.offset, level, latents.output(first.chunk, expected))
         self._integrate(step, latents, velocities)
         video.finite.step(step.number, {chunk: latents.chunks[chunk] for chunk in step.chunks})
 
@@ -354,10 +369,12 @@ class _Latents:
     def add(self, chunk: int, change: Tensor) -> None:
         self.chunks[chunk] = self.chunks[chunk] + change
 
-    def output(self, chunk: int) -> Tensor:
-        """(1, C, frames, H, W) without the given frames; the chunk of a given image is returned whole."""
+    def output(self, chunk: int, latents: Tensor | None = None) -> Tensor:
+        """``chunk``, or ``latents`` (C, T, H, W) in its place, without the given frames: (1, C, frames, H, W); the
+        chunk of a given image is returned whole.
+        """
         count = 0 if self.given == 1 else self.given_frames(chunk)
-        return self.chunks[chunk][None, :, count:]
+        return (self.chunks[chunk] if latents is None else latents)[None, :, count:]
 
     def state(self) -> State:
         """What ``restore`` needs; the prefix is given anew."""

@@ -82,6 +82,8 @@ class Video:
 
     ``wished``: prompts that viewers set while it was made. ``events``: what happened, in order, each with a ``type``;
     of a long video the last ones. ``dropped``: how many events came before those. ``error``: why it failed.
+    ``beside``: the video of the same noise that this one is compared with, and ``likeness`` the PSNR of each second of
+    that to this one in dB, None where they are the same.
     """
 
     id: str
@@ -97,6 +99,13 @@ class Video:
     chunks_done: int = 0
     progress: dict[str, Any] = field(default_factory=dict)
     wished: list[LaterPrompt] = field(default_factory=list)
+    beside: str | None = None
+    likeness: list[float | None] = field(default_factory=list)
+
+    @property
+    def latents(self) -> Path:
+        """A folder, for the latents of the chunks."""
+        return self.folder / "latents"
 
     @property
     def path(self) -> Path:
@@ -127,5 +136,7 @@ class Video:
             "chunks": self.chunks,
             "chunks_done": self.chunks_done,
             "cost": self.progress,
+            "beside": self.beside,
+            "likeness": self.likeness,
             "has_file": self.path.is_file(),
         }

@@ -89,9 +89,15 @@ class Studio:
         if self._pipe is not None:
             self._pipe.close()
 
-    def submit(self, order: VideoOrder, upload: bytes | None = None, given: Input | None = None) -> Video:
-        """Queue a video. QueueFullError where too many wait, NoModelsError where none can be made, ValueError where
-        this one cannot.
+    def submit(
+        self,
+        order: VideoOrder,
+        upload: bytes | None = None,
+        given: Input | None = None,
+        beside: str | None = None,
+    ) -> Video:
+        """Queue a video, to be compared with that of the id ``beside``. QueueFullError where too many wait,
+        NoModelsError where none can be made, ValueError where this one cannot.
         """
         if self.worker_state.startswith("broken"):
             raise NoModelsError(f"the models cannot be loaded: {self.worker_state.removeprefix('broken: ')}")
@@ -99,7 +105,7 @@ class Studio:
         if len(self._waiting) >= self.most_waiting:
             raise QueueFullError(f"{len(self._waiting)} videos wait already; try again when some are done")
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
-        video = Video(name, order, int(time.time()), self.folder / name, given)
+        video = Video(name, order, int(time.time()), self.folder / name, given, beside=beside)
         video.folder.mkdir()
         if upload is not None:
             video.input_path.write_bytes(upload)
@@ -111,7 +117,9 @@ class Studio:
         return video
 
     def again(self, video: Video, changes: dict[str, Any]) -> Video:
-        """Queue it once more, with some fields of its order replaced; how it is cached only as a whole."""
+        """Queue it once more, with some fields of its order replaced; how it is cached only as a whole. Where that is
+        all that differs, the two are compared while it is made.
+        """
         fields = video.order.model_dump()
         if {"method", "target_psnr", "target_speedup"} & changes.keys():
             fields |= dict.fromkeys(("method", "target_psnr", "target_speedup"))
@@ -120,7 +128,9 @@ class Studio:
         planned = [later for later in video.order.prompts if first is None or later.chunk < first]
         fields["prompts"] = [later.model_dump() for later in (*planned, *video.wished)]
         upload = video.input_path.read_bytes() if video.given is not None else None
-        return self.submit(VideoOrder.model_validate(fields | changes), upload, video.given)
+        same_noise = changes.keys() <= {"method", "target_psnr", "target_speedup"}
+        beside = video.id if same_noise and video.latents.is_dir() else None
+        return self.submit(VideoOrder.model_validate(fields | changes), upload, video.given, beside)
 
     def set_prompt(self, video: Video, prompt: str) -> None:
         """From the next chunk that enters on; ValueError where the video is not being made."""
@@ -204,6 +214,8 @@ class Studio:
             video.chunks = event["chunks"]
         elif kind == "chunk":
             video.chunks_done = event["number"] + 1
+        elif kind == "likeness":
+            video.likeness.append(event["psnr"])
         elif kind == "step":
             video.progress = event["cost"]
         elif kind == "prompt":
@@ -235,7 +247,9 @@ class Studio:
         path = str(video.input_path) if video.given is not None else None
         try:
             order = video.order.model_dump(mode="json")
-            self._pipe.send(Task(video.id, order, str(video.path), path, video.given))
+            other = self.videos.get(video.beside or "")
+            beside = None if other is None else str(other.latents)
+            self._pipe.send(Task(video.id, order, str(video.path), path, video.given, str(video.latents), beside))
         except OSError:
             return  # it is gone; its death is on the way
         self._note(video, {"type": "in_progress"})
@@ -272,6 +286,7 @@ class Studio:
                 video.chunks, video.chunks_done = known["chunks"], known["chunks_done"]
                 video.progress = known["cost"]
                 video.wished = [LaterPrompt.model_validate(later) for later in known["wished"]]
+                video.beside, video.likeness = known.get("beside"), known.get("likeness", [])
             except (OSError, ValueError, KeyError, TypeError) as error:
                 logger.warning("%s is left out: %s", path.parent, error)
                 continue

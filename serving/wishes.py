@@ -8,13 +8,17 @@ from serving.orders import Input
 
 @dataclass(frozen=True)
 class Task:
-    """One order on its way to the worker. ``input_path``: the image or clip that was uploaded."""
+    """One order on its way to the worker. ``input_path``: the image or clip that was uploaded. ``latents``: a folder
+    for those of every chunk; ``beside``: that of an earlier video, which this one is compared with as far as that goes.
+    """
 
     id: str
     order: dict[str, Any]
     video: str
     input_path: str | None
     given: Input | None
+    latents: str
+    beside: str | None = None
 
 
 @dataclass(frozen=True)

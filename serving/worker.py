@@ -4,19 +4,31 @@ It talks to the server through a pipe: orders and wishes come in, events go out.
 that video; what kills the process is the server's to notice.
 """
 
+import base64
+import io
 import logging
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+from torch import Tensor
+
 from harness.program import configure_logging, expected_errors
 from harness.run.video_maker import MadeVideo, VideoMaker
 from inference.config import MagiConfig
 from inference.record import StepRecord
+from inference.session.session import VideoChunk
+from inference.video.codec import VaeCodec
+from serving.likeness import keep_latents, kept_chunks, likeness
 from serving.limits import check_clip, check_image
 from serving.orders import VideoOrder
 from serving.wishes import Task, Wish
+
+logger = logging.getLogger(__name__)
+
+PREVIEW_SIDE = 384
 
 
 def work(pipe: Connection, config: MagiConfig, config_file: str, device: str) -> None:
@@ -38,6 +50,15 @@ def work(pipe: Connection, config: MagiConfig, config_file: str, device: str) ->
         return
 
 
+def data_address(picture: Tensor) -> str:
+    """A picture, uint8 (H, W, 3), as an address that holds it, at most ``PREVIEW_SIDE`` wide and high."""
+    image = Image.fromarray(picture.numpy())
+    image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+    stored = io.BytesIO()
+    image.save(stored, "WEBP", quality=80)
+    return f"data:image/webp;base64,{base64.b64encode(stored.getvalue()).decode()}"
+
+
 class Making:
     """One video while it is made."""
 
@@ -45,6 +66,8 @@ class Making:
         self.pipe, self.maker, self.task = pipe, maker, task
         self.video: MadeVideo | None = None
         self.ended = False
+        # Of the video beside it; this one ends with that.
+        self.comparable = 0 if task.beside is None else kept_chunks(Path(task.beside))
 
     def run(self) -> None:
         """From its first event to its last."""
@@ -62,11 +85,32 @@ class Making:
             {"image": check_image, "clip": check_clip}[self.task.given](Path(path))
             given = {self.task.given: path}
         later = [(each.chunk, each.prompt) for each in order.prompts]
-        video = self.maker.video(order.prompt, prompts=later, on_step=self._after_step, **given, **order.settings)
+        video = self.maker.video(
+            order.prompt,
+            prompts=later,
+            on_step=self._after_step,
+            on_preview=self._show,
+            **given,
+            **order.settings,
+        )
         self.video, began = video, time.perf_counter()
         self._tell("begun", chunks=video.chunks)
         for chunk in video.saved_as(self.task.video):
             self._tell("chunk", number=chunk.number, seconds=round(time.perf_counter() - began, 3))
+            try:
+                keep_latents(Path(self.task.latents), chunk)
+            except OSError as error:  # it can then not be compared; the video itself is another matter
+                logger.warning("the latents of chunk %d of %s are not kept: %s", chunk.number, self.task.id, error)
+            if chunk.number < self.comparable:
+                self._compare(chunk, video.pipeline.vae)
+
+    def _compare(self, chunk: VideoChunk, codec: VaeCodec) -> None:
+        try:
+            found = likeness(Path(str(self.task.beside)), chunk, codec)
+        except FileNotFoundError:  # the other one was deleted meanwhile
+            self.comparable = 0
+        else:
+            self._tell("likeness", chunk=chunk.number, psnr=None if found is None else round(found, 2))
 
     def _after_step(self, step: StepRecord) -> None:
         assert self.video is not None
@@ -78,10 +122,15 @@ class Making:
             reused=list(step.reused),
             cost={"computed": progress.computed, "reused": progress.reused},
         )
+        if self.comparable and progress.chunks is None and progress.open >= self.comparable:
+            self.video.end()
         while self.pipe.poll():
             wish = self.pipe.recv()
             if isinstance(wish, Wish) and wish.id == self.task.id:
                 self._fulfil(self.video, wish)
+
+    def _show(self, chunk: int, level: float, picture: Tensor) -> None:
+        self._tell("preview", chunk=chunk, level=round(level, 3), picture=data_address(picture))
 
     def _fulfil(self, video: MadeVideo, wish: Wish) -> None:
         if wish.end:

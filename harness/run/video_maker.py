@@ -19,7 +19,7 @@ from harness.methods import Method
 from harness.run.choosing import Path_, choose
 from harness.sidecar import describe_run, leave_report
 from inference.config import MagiConfig, load_config
-from inference.pipeline import MagiPipeline, RunReport, Sample, plan, usable_prefix
+from inference.pipeline import MagiPipeline, PreviewCallback, RunReport, Sample, plan, usable_prefix
 from inference.record import StepRecord
 from inference.session.session import Session, VideoChunk
 from inference.session.times import ChunkTimes, PromptChange
@@ -55,6 +55,7 @@ class VideoMaker:
         prompts: Sequence[tuple[int, str]] = (),
         identity: str = "0",
         on_step: Callable[[StepRecord], None] | None = None,
+        on_preview: PreviewCallback | None = None,
         **settings: Any,
     ) -> "MadeVideo":
         """A video to be made by iterating over it.
@@ -64,6 +65,7 @@ class VideoMaker:
             image, clip: what the video begins with, cropped to its size.
             identity: with the seed it determines the noise.
             on_step: called after every step.
+            on_preview: called while the first chunk is made, with what is expected of it (``MagiPipeline.session``).
             settings: as ``choose`` takes them.
 
         Raises:
@@ -84,7 +86,7 @@ class VideoMaker:
         own = self.pipeline
         # The models as they were loaded; only what belongs to one video is this one's.
         pipeline = MagiPipeline(config, own.dit, own.vae, own.t5, own.tokens, own.device, own.parallel, own.memory)
-        return MadeVideo(pipeline, method, sample, on_step)
+        return MadeVideo(pipeline, method, sample, on_step, on_preview)
 
 
 class MadeVideo:
@@ -100,6 +102,7 @@ class MadeVideo:
         method: Method,
         sample: Sample,
         on_step: Callable[[StepRecord], None] | None = None,
+        on_preview: PreviewCallback | None = None,
     ) -> None:
         self.pipeline, self.method, self.sample = pipeline, method, sample
         config = pipeline.config
@@ -119,6 +122,7 @@ class MadeVideo:
             reuse=method.make_reuse(),
             make_cache=method.make_cache,
             on_step=on_step,
+            on_preview=on_preview,
             report=self.report,
         )
 

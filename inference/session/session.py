@@ -17,7 +17,7 @@ from torch import Tensor
 from inference.noise import NoiseSource
 from inference.parallel.group import ContextParallel
 from inference.reuse import State, moved
-from inference.sampler import CleanChunk, Sampler, StepCallback
+from inference.sampler import CleanChunk, PredictionCallback, Sampler, StepCallback
 from inference.session.prompts import PromptTrack
 from inference.session.report import RunReport
 from inference.session.times import PromptChange
@@ -30,10 +30,13 @@ Ending = Literal["finish", "drop"]
 
 @dataclass(frozen=True)
 class VideoChunk:
-    """A finished piece of the video: ``number`` counts from 0, ``frames`` are uint8 (T, H, W, 3) on the CPU."""
+    """A finished piece of the video: ``number`` counts from 0, ``frames`` are uint8 (T, H, W, 3) on the CPU, decoded
+    from ``latents`` (1, 16, t, H / 8, W / 8) on the device.
+    """
 
     number: int
     frames: Tensor
+    latents: Tensor
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class Session:
         parallel: the ranks that make the video together: each has a session, and the first one's wishes count.
         report: filled while chunks are drawn.
         on_step: called after every step.
+        on_prediction: as for ``Sampler.stage``.
     """
 
     def __init__(
@@ -94,6 +98,7 @@ class Session:
         parallel: ContextParallel,
         report: RunReport,
         on_step: StepCallback | None = None,
+        on_prediction: PredictionCallback | None = None,
     ) -> None:
         self.report = report
         self._sampler = sampler
@@ -107,6 +112,7 @@ class Session:
         self._left = frames
         self._parallel = parallel
         self._on_step = on_step
+        self._on_prediction = on_prediction
         self._begun = False
         self._done = 0
         # Out of the sampler, but not yet with the caller.
@@ -124,9 +130,9 @@ class Session:
                 frames = part[: self._left]
                 self._left -= len(frames)
                 self.report.frames += len(frames)
-                number = self._waiting.popleft().number
-                self._done = number + 1
-                yield VideoChunk(number, frames)
+                done = self._waiting.popleft()
+                self._done = done.number + 1
+                yield VideoChunk(done.number, frames, done.latents)
                 if self._left == 0:
                     break
 
@@ -234,7 +240,7 @@ class Session:
             with self.report.timed("denoise"):
                 if sampler.entered < sampler.schedule.chunk_num:
                     self._prompts.enter(sampler.entered)
-                chunk = sampler.stage(self._on_step)
+                chunk = sampler.stage(self._on_step, self._on_prediction)
             self._publish()
             if chunk is not None:
                 self._prompts.leave_before(chunk.number + sampler.schedule.offset)

@@ -1,10 +1,14 @@
 // The page of scripts/serve.sh: orders, one video on the stage while it is made, and those that are done.
+import { drawLikeness } from "/page/likeness.js";
 import { ReuseMap } from "/page/map.js";
+import { playGrowing, playPlain } from "/page/stream.js";
 
 const $ = (id) => document.getElementById(id);
 const map = new ReuseMap($("map"));
 let shown = null; // the video on the stage
 let source = null; // its events
+let watching = new AbortController(); // the streams that play
+let twinSource = null; // those of the uncached video beside it
 
 async function ask(path, options = {}) {
   const answer = await fetch(path, options);
@@ -94,7 +98,9 @@ const methodOf = (order) => order.method ?? (order.target_psnr ? `multistep at $
 
 function show(video) {
   source?.close();
+  twinSource?.close();
   shown = video;
+  $("likeness").hidden = true;
   map.clear();
   $("stage").hidden = false;
   $("twin").hidden = true;
@@ -104,20 +110,24 @@ function show(video) {
   for (const name of ["left", "rate", "reused", "chunks"]) $(name).textContent = "–";
   $("progress").value = video.progress;
   $("links").replaceChildren();
+  $("video").removeAttribute("poster");
   say(video);
   const ended = ["completed", "stopped", "failed"].includes(video.status);
-  play($("video"), ended ? `/videos/${video.id}/content` : `/videos/${video.id}/stream`);
+  watching.abort();
+  watching = new AbortController();
+  if (ended) playPlain($("video"), `/videos/${video.id}/content`);
+  else play($("video"), video.id);
   source = new EventSource(`/videos/${video.id}/events`);
-  for (const kind of ["in_progress", "begun", "step", "chunk", "prompt", "refused", "completed", "stopped", "failed"]) {
+  for (const kind of ["in_progress", "begun", "preview", "step", "chunk", "prompt", "refused", "completed", "stopped", "failed"]) {
     source.addEventListener(kind, (event) => onEvent(video, kind, JSON.parse(event.data)));
   }
   if (ended) finish(video, video.status);
   $("stage").scrollIntoView({ block: "nearest" });
 }
 
-function play(screen, address) {
-  screen.src = address;
-  screen.play().catch(() => {}); // where the browser wants a click first
+function play(screen, id) {
+  const { signal } = watching;
+  playGrowing(screen, `/videos/${id}/stream`, signal).catch((error) => { if (!signal.aborted) refuse(error); });
 }
 
 function onEvent(video, kind, event) {
@@ -128,11 +138,12 @@ function onEvent(video, kind, event) {
     const all = event.cost.computed + event.cost.reused;
     $("reused").textContent = `${Math.round((100 * event.cost.reused) / Math.max(all, 1))} %`;
   }
+  if (kind === "preview") $("video").poster = event.picture; // until the browser has enough to play
   if (kind === "chunk") onChunk(video, event);
   if (kind === "prompt") $("prompts").append(element("li", `${event.prompt} (from chunk ${event.chunk} on)`));
   if (kind === "refused") $("status").textContent = event.message;
   if (["completed", "stopped", "failed"].includes(kind)) finish(video, kind, event.message);
-  else if (kind !== "step" && kind !== "refused") say(video);
+  else if (!["step", "preview", "refused"].includes(kind)) say(video);
 }
 
 function onChunk(video, event) {
@@ -171,9 +182,16 @@ async function beside(video) {
   const twin = await ask(`/videos/${video.id}/again`, json({ method: "none" }));
   $("twin").hidden = false;
   $("twin-caption").textContent = "none (uncached), the same noise";
-  play($("twin-video"), `/videos/${twin.id}/stream`);
-  play($("video"), `/videos/${video.id}/content`);
+  play($("twin-video"), twin.id);
+  playPlain($("video"), `/videos/${video.id}/content`);
   readGallery().catch(refuse);
+  const found = [];
+  twinSource = new EventSource(`/videos/${twin.id}/events`);
+  twinSource.addEventListener("likeness", (event) => {
+    found.push(JSON.parse(event.data).psnr);
+    if (video === shown) drawLikeness($("likeness"), $("likeness-curve"), $("likeness-words"), found);
+  });
+  for (const kind of ["completed", "stopped", "failed"]) twinSource.addEventListener(kind, () => { twinSource.close(); readGallery().catch(refuse); });
 }
 
 $("steer").addEventListener("submit", async (event) => {

@@ -203,3 +203,26 @@ def test_the_plain_cache_is_reset_to_the_video() -> None:
     short = tiny_config(num_frames=24)
     list(Sampler(tiny_dit(short), short, cache).run(tiny_noise(1), TinyCaptions(short)))
     assert cache.bytes == 24 * cache.geometry.bytes_per_token
+
+
+@pytest.mark.parametrize("given", [0, 2])
+def test_predictions_end_in_the_chunk_and_change_nothing(given: int) -> None:
+    config = tiny_config()
+    prefix = tiny_noise(1, seed=3)[:, :, :given] if given else None
+    count = make_schedule(config, given).chunk_num
+    plain = run(config, prefix, chunks=count)
+    sampler, seen = Sampler(tiny_dit(config), config), []
+    sampler.begin(tiny_noise(count), TinyCaptions(config), prefix)
+    chunks = {}
+    while not sampler.done:
+        chunk = sampler.stage(on_prediction=lambda *prediction: seen.append(prediction))
+        if chunk is not None:
+            chunks[chunk.number] = chunk.latents
+    assert chunks.keys() == plain.keys() and all(torch.equal(chunks[number], plain[number]) for number in plain)
+    assert len(seen) == sampler.schedule.total_steps, "the first chunk of the window, at every step"
+    for number, latents in chunks.items():
+        levels = [level for chunk, level, _ in seen if chunk == number]
+        assert levels == sorted(levels) and (number or levels[0] == 0)
+        # At the last step the rest of the way is the step itself.
+        expected = next(expected for chunk, level, expected in reversed(seen) if chunk == number)
+        torch.testing.assert_close(expected, latents, rtol=1e-5, atol=1e-6)

@@ -64,6 +64,9 @@ def make(page: Any, prompt: str, seconds: str, method: str, steps: str = "16") -
 
 def test_a_video_plays_while_it_is_made_and_is_steered(page: Any, server: Server) -> None:
     make(page, PROMPT, "60", "flowcache_fast")
+    # What is expected of it is shown before it can play.
+    until(page, "document.querySelector('#video').poster.startsWith('data:image/webp')")
+    assert page.evaluate("document.querySelector('#video').currentTime") == 0
     until(page, "document.querySelector('#video').currentTime > 0.1")
     assert page.inner_text("#status") == "being made"
     assert page.inner_text("#stage-title") == PROMPT and page.title() == "FlowCache live", "it is text, not HTML"
@@ -84,6 +87,9 @@ def test_a_video_plays_while_it_is_made_and_is_steered(page: Any, server: Server
     until(page, "document.querySelector('#twin-video').currentTime > 0.1")
     twin = server.json("GET", "/videos")[1]["data"][0]
     assert twin["order"]["method"] == "none" and len(twin["order"]["prompts"]) == 1
+    until(page, "document.querySelectorAll('#likeness circle').length > 1")
+    assert "dB" in page.inner_text("#likeness-words")
+    assert "second 2: " in page.get_attribute("#likeness-curve", "aria-label")
     server.json("POST", f"/videos/{twin['id']}/stop")
     server.wait(twin["id"])
 

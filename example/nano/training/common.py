@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import matplotlib
@@ -43,6 +44,25 @@ def restart_tuned(module: str) -> None:
         os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], environment)
 
 
+@cache
+def bfloat16_is_fast() -> bool:
+    """Whether the processor has instructions for it; elsewhere its products are slower than float32's by far."""
+    product, seconds = torch.ones(256, 256), {}
+    for dtype in (torch.float32, torch.bfloat16):
+        factor = product.to(dtype)
+        factor @ factor
+        began = time.perf_counter()
+        for _ in range(5):
+            factor @ factor
+        seconds[dtype] = time.perf_counter() - began
+    return seconds[torch.bfloat16] < 1.5 * seconds[torch.float32]
+
+
+def low_precision() -> torch.autocast:
+    """Products in bfloat16 where that is fast."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_fast())
+
+
 @dataclass(frozen=True)
 class Budget:
     """How long to train: so many steps, or so many minutes of wall-clock time (then the schedules follow the clock)."""
@@ -71,21 +91,24 @@ def learning_rate_factor(step: int, progress: float, warmup_steps: int, decay_fr
 
 
 class Optimizers:
-    """Muon for the matrices of the hidden layers, AdamW for everything else."""
+    """Muon for the matrices of the hidden layers, AdamW for everything else; AdamW for all where bfloat16, in which
+    Muon finds its direction, is slow.
+    """
 
     def __init__(
         self, modules: Iterable[nn.Module], lr: float, vector_names: tuple[str, ...], beta2: float = 0.95
     ) -> None:
         self.lr = lr
-        named = [(name, parameter) for module in modules for name, parameter in module.named_parameters()]
+        named = [(n, p) for module in modules for n, p in module.named_parameters() if p.requires_grad]
         self.parameters = [parameter for _, parameter in named]
-        matrix = [p for n, p in named if p.ndim == 2 and not any(part in n for part in vector_names)]
+        hidden = bfloat16_is_fast()
+        matrix = [p for n, p in named if hidden and p.ndim == 2 and not any(part in n for part in vector_names)]
         chosen = {id(p) for p in matrix}
         other = [p for _, p in named if id(p) not in chosen]
-        self._all = [
-            torch.optim.Muon(matrix, lr=lr, weight_decay=0.0, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(other, lr=lr, betas=(0.9, beta2), weight_decay=0.0),
-        ]
+        self._all = [torch.optim.AdamW(other, lr=lr, betas=(0.9, beta2), weight_decay=0.0)]
+        if matrix:
+            muon = {"lr": lr, "weight_decay": 0.0, "momentum": 0.95, "adjust_lr_fn": "match_rms_adamw"}
+            self._all.append(torch.optim.Muon(matrix, **muon))
 
     def step(self, factor: float, clip: float = 1.0) -> float:
         """One update at `factor` times the learning rate; returns the gradient norm before clipping."""

@@ -31,6 +31,7 @@ from example.nano.training.common import (
     Team,
     budget_of,
     learning_rate_factor,
+    low_precision,
     restart_tuned,
     start_workers,
     training_parser,
@@ -140,7 +141,7 @@ def validate(model: NanoModel, weights: dict[str, Tensor], clips: LatentClips) -
         batch = make_batch(clips, LAYOUTS[name], rng, rows=24)
         # Of the first stages, only the video's first chunk, which has no history.
         depths = (3, 2, 1, 0) if prefix == "v" else (int(batch.depth[0]),)
-        with torch.autocast("cpu", torch.bfloat16):
+        with low_precision():
             each = errors(predict(shadow, read_captions(shadow, reader, batch, rng), batch), batch.velocity, batch, 1.0)
             if name in ("third_stage", "second_stage"):
                 other = replace(batch, scenes=batch.scenes[1:] + batch.scenes[:1])
@@ -174,6 +175,7 @@ def train(team: Team, args: argparse.Namespace) -> None:
     log, average = Log(WORK / "dit.jsonl"), Average(model, decay=0.996)
     course = Course(team, budget_of(args, MINUTES), model, optimizers, average, log, CHECKPOINT)
     course.begin(args.resume)
+    precision = low_precision()
     for done in course.steps():
         progress = 1.0 if args.tune else done  # of what changes on the way, a tuning has the end
         layout = draw_layout(np.random.default_rng([11, course.step]), progress)
@@ -191,7 +193,7 @@ def train(team: Team, args: argparse.Namespace) -> None:
             changing_at(progress, args.changes),
         )
         guidance = guidance_at(progress, args.guidance)
-        with torch.autocast("cpu", torch.bfloat16):
+        with precision:
             velocity = predict(model, read_captions(model, reader, batch, rng), batch)
             guide = guidance > 0 and layout.alone
             target = guided_target(model, velocity, batch, guidance) if guide else batch.velocity
