@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from harness.methods import method_path, parse_value
 from inference.config import require_path, resolve_path
 from inference.files import read_yaml
+from inference.video.fitting import Fit
 from sampling.physics_iq import Mode, VerifiedPrompts
 from sampling.vbench import DIMENSIONS
 
@@ -78,8 +79,16 @@ class PhysicsIqRun(SamplingRun):
     score: bool = Field(True, description="end with the scores")
 
 
-Run = VBenchRun | PhysicsIqRun
-RUNS = (VBenchRun, PhysicsIqRun)
+class PromptsRun(SamplingRun):
+    """Videos of one's own prompts (docs/sampling.md, "Your own prompts"); ``data`` is their file."""
+
+    benchmark: Literal["prompts"]
+    samples_per_prompt: Count = Field(1, description="videos of each prompt, with one seed after the other")
+    fit: Fit = Field("crop", description="images and clips of another aspect ratio: crop, pad or stretch")
+
+
+Run = VBenchRun | PhysicsIqRun | PromptsRun
+RUNS = (VBenchRun, PhysicsIqRun, PromptsRun)
 _ADAPTER: TypeAdapter[Run] = TypeAdapter(Annotated[Run, Field(discriminator="benchmark")])
 
 

@@ -1,13 +1,15 @@
 """A sampling run put together: model configuration, method, and every sample to make."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.methods import Method, read_method
 from inference.config import MagiConfig, load_config, require_path
-from sampling.config import PhysicsIqRun, Run, VBenchRun
+from sampling.config import PhysicsIqRun, PromptsRun, Run, VBenchRun
 from sampling.physics_iq import FPS, FRAMES, list_original, list_verified
+from sampling.prompts import list_prompts
 from sampling.task import Listing, SampleTask
 from sampling.vbench import list_vbench
 
@@ -41,19 +43,29 @@ class Job:
     def failures(self) -> Path:
         return self.output / "failures.json"
 
+    def model_of(self, task: SampleTask) -> MagiConfig:
+        """The settings of one video."""
+        return self.model if task.base_seed is None else self.model.with_overrides(seed=task.base_seed)
+
     def sample(self, task: SampleTask) -> "Sample":
-        """The task as the pipeline takes it; the conditioning is read. Raises as ``inference.video.reading`` does."""
-        from inference.pipeline import Sample
+        """The task as the pipeline takes it; the conditioning is read. Raises as ``inference.video.reading`` does, and
+        ValueError where a prompt comes after the end.
+        """
+        from inference.pipeline import Sample, chunk_times
+        from inference.session.times import whole_schedule
         from inference.video.reading import read_image, read_video
 
         runtime = self.model.runtime
-        prefix = None
-        if task.conditioning is not None and task.conditioning.suffix.lower() == ".mp4":
-            size = (runtime.video_size_h, runtime.video_size_w)
-            prefix = read_video(task.conditioning, runtime.fps, *size, select=runtime.prefix_selection)
+        size, prefix = (runtime.video_size_h, runtime.video_size_w), None
+        # Benchmarks take pictures as they are.
+        fit = {"fit": self.run.fit} if isinstance(self.run, PromptsRun) else {}
+        if task.is_clip:
+            prefix = read_video(task.conditioning, runtime.fps, *size, select=runtime.prefix_selection, **fit)
         elif task.conditioning is not None:
-            prefix = read_image(task.conditioning, runtime.video_size_h, runtime.video_size_w)
-        return Sample(task.prompt, prefix, task.identity)
+            prefix = read_image(task.conditioning, *size, **fit)
+        _, times = chunk_times(self.model, prefix)
+        prompt, later = whole_schedule(task.prompt, task.later, times)
+        return Sample(prompt, prefix, task.identity, tuple(later))
 
 
 def make_job(run: Run) -> Job:
@@ -77,13 +89,22 @@ def make_job(run: Run) -> Job:
     output = Path(run.output).expanduser() if run.output else Path("outputs") / run.benchmark / name
     job = Job(run, model, method, name, output, list_samples(run, model.runtime.seed, name))
     # What imports torch comes after all that can be refused without it.
-    from inference.pipeline import plan, usable_prefix
+    from inference.pipeline import chunk_times
 
-    # The prefixes of a benchmark are all of one length, so the first stands for all.
-    prefix = job.sample(job.tasks[0]).prefix
-    _, schedule = plan(model, 0 if prefix is None else len(usable_prefix(model, prefix)))
-    method.check(schedule)
+    # The prefixes of a benchmark are all of one length, so the first of a kind stands for all.
+    for task in first_of_each_kind(job.tasks):
+        schedule, _ = chunk_times(model, job.sample(task).prefix)
+        method.check(schedule)
     return job
+
+
+def first_of_each_kind(tasks: Iterable[SampleTask]) -> list[SampleTask]:
+    """Of those from text, from an image and from a clip the first; and all from text whose prompt changes."""
+    found: dict[tuple[object, ...], SampleTask] = {}
+    for task in tasks:
+        from_text = task.conditioning is None
+        found.setdefault((from_text, task.is_clip, task.later if from_text else ()), task)
+    return list(found.values())
 
 
 def list_samples(run: Run, seed: int, model_name: str) -> Listing:
@@ -98,6 +119,8 @@ def list_samples(run: Run, seed: int, model_name: str) -> Listing:
             flickering_samples=run.flickering_samples,
             augmented=None if augmented is None else require_path(augmented, "augmented_prompts"),
         )
+    if isinstance(run, PromptsRun):
+        return list_prompts(data, seed, run.samples_per_prompt)
     if run.layout == "verified":
         return list_verified(data, seed, model_name, run.mode, run.prompt_sets, run.runs)
     descriptions = None if run.descriptions is None else require_path(run.descriptions, "descriptions")

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,12 +11,11 @@ from typing import Any
 import torch
 
 from harness.json_files import write_json
-from harness.sidecar import describe_run
-from inference.pipeline import MagiPipeline, RunReport
-from inference.video.writing import VideoWriter
+from harness.run.video_maker import MadeVideo
+from inference.pipeline import MagiPipeline
 from sampling.job import Job
 from sampling.task import SampleTask
-from sampling.verify import file_digest
+from sampling.verify import file_digest, later_prompts
 
 
 class SampleMaker:
@@ -32,19 +32,12 @@ class SampleMaker:
 
     def make(self, task: SampleTask) -> None:
         """Make the video and its sidecar; both appear under their names when they are complete, the video last."""
-        runtime = self.job.model.runtime
-        sample, report = self.job.sample(task), RunReport()
+        pipeline = self.pipeline.with_config(self.job.model_of(task))
+        video = MadeVideo(pipeline, self.job.method, self.job.sample(task))
         with self._folder() as folder:
-            writer = VideoWriter(folder / "video.mp4", runtime.fps, runtime.video_size_h, runtime.video_size_w)
-            with report.timed("total"), writer:
-                frames = self.pipeline.frames(
-                    sample, reuse=self.job.method.make_reuse(), make_cache=self.job.method.make_cache, report=report
-                )
-                for chunk in frames:
-                    with report.timed("write"):
-                        writer.append(chunk)
-            contents = describe_run(self.pipeline, self.job.method, sample, report, writer)
-            write_json(folder / "sidecar.json", contents | self._more(task, folder / "video.mp4"))
+            writer = video.writer(folder / "video.mp4")
+            deque(video.written_by(writer), maxlen=0)
+            write_json(folder / "sidecar.json", video.description(writer) | self._more(task, folder / "video.mp4"))
             for made, place in (("sidecar.json", task.sidecar), ("video.mp4", task.path)):
                 target = self.job.output / place
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -60,6 +53,7 @@ class SampleMaker:
             "video": task.path.name,
             "file": {"bytes": video.stat().st_size, "sha256": file_digest(video)},
             "conditioning": conditioning,
+            "later": later_prompts(task),
             "worker": self.name,
         }
 

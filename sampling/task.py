@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inference.files import read_text
+from inference.session.times import TimedPrompt
 from inference.text.cleaning import clean_caption
 
 # Longest file name of every common file system, in bytes; the sidecar's name is one longer than the video's.
 LONGEST_NAME = 255
 LONGEST_VIDEO_NAME = LONGEST_NAME - 1
 SIDECARS = "sidecars"
+# Endings of clips; whatever else a video starts from is an image.
+CLIPS = frozenset((".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi"))
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class SampleTask:
         identity: names the sample among all of its benchmark, whatever method makes it.
         seed: of the noise; made of the base seed and the identity, and of nothing else.
         conditioning: image or clip that the video starts from.
+        later: prompts that take over on the way.
+        base_seed: where it is not that of the run.
     """
 
     path: Path
@@ -30,6 +35,13 @@ class SampleTask:
     identity: str
     seed: int
     conditioning: Path | None = None
+    later: tuple[TimedPrompt, ...] = ()
+    base_seed: int | None = None
+
+    @property
+    def is_clip(self) -> bool:
+        """Whether the conditioning is a clip."""
+        return self.conditioning is not None and self.conditioning.suffix.lower() in CLIPS
 
     @property
     def sidecar(self) -> Path:
@@ -46,12 +58,20 @@ class Listing:
 
 
 def make_task(
-    folder: str, name: str, prompt: str, identity: str, base_seed: int, conditioning: Path | None = None
+    folder: str,
+    name: str,
+    prompt: str,
+    identity: str,
+    base_seed: int,
+    conditioning: Path | None = None,
+    later: tuple[TimedPrompt, ...] = (),
+    own_seed: int | None = None,
 ) -> SampleTask:
     """A task whose seed follows from its identity; ``name`` has been checked with :func:`name_problem`."""
     from inference.noise import sample_seed  # with torch, which a run's settings do not need
 
-    return SampleTask(Path(folder) / name, prompt, identity, sample_seed(base_seed, identity), conditioning)
+    seed = sample_seed(base_seed, identity)
+    return SampleTask(Path(folder) / name, prompt, identity, seed, conditioning, later, own_seed)
 
 
 def name_problem(name: str) -> str | None:

@@ -126,16 +126,22 @@ def expected_record(job: Job, task: SampleTask) -> dict[str, Any]:
     conditioning = None
     if task.conditioning is not None:
         conditioning = {"name": task.conditioning.name, "bytes": task.conditioning.stat().st_size}
-    base = job.model.runtime.seed
+    model = job.model_of(task)
     return comparable(
         {
             "prompt": task.prompt,
-            "seed": {"base": base, "sample": task.identity, "noise": task.seed},
+            "seed": {"base": model.runtime.seed, "sample": task.identity, "noise": task.seed},
+            "later": later_prompts(task),
             "conditioning": conditioning,
             "method": job.method.to_json_dict(),
-            "config": job.model.to_json_dict(full=True),
+            "config": model.to_json_dict(full=True),
         }
     )
+
+
+def later_prompts(task: SampleTask) -> list[list[str]]:
+    """When which prompt takes over, in words."""
+    return [[str(timed), timed.prompt] for timed in task.later]
 
 
 def comparable(contents: dict[str, Any]) -> dict[str, Any]:
@@ -144,6 +150,8 @@ def comparable(contents: dict[str, Any]) -> dict[str, Any]:
     Of a path to weights only the last part is compared: a checkout or a download may be moved.
     """
     found: dict[str, Any] = {"prompt": contents["prompt"]}
+    if "later" in contents:
+        found["later"] = contents["later"]
     found |= {f"seed.{key}": value for key, value in contents["seed"].items()}
     conditioning = contents["conditioning"] or {}
     found |= {f"conditioning.{key}": conditioning.get(key) for key in ("name", "bytes")}

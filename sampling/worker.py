@@ -24,7 +24,7 @@ from sampling.job import Job
 from sampling.maker import SampleMaker
 from sampling.queue import DONE, GIVEN_UP, KEPT, Heartbeat, QueueState, SampleQueue
 from sampling.task import SampleTask
-from sampling.verify import check_sample
+from sampling.verify import check_sample, later_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ def pick_device(job: Job, place: Place) -> torch.device:
 
 def plan_digest(job: Job) -> str:
     """The samples and the settings of their videos as one short text."""
-    tasks = [(str(task.path), task.prompt, task.identity, task.seed) for task in job.tasks]
+    tasks = [(str(task.path), task.prompt, task.identity, task.seed, later_prompts(task)) for task in job.tasks]
     settings = [job.model.to_json_dict(full=True), {**job.method.to_json_dict(), "source": None}]
     digest = hashlib.sha256(json.dumps([tasks, settings], sort_keys=True).encode("utf-8", "surrogatepass"))
     return f"{len(tasks)} samples, {digest.hexdigest()[:16]}"

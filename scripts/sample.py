@@ -1,7 +1,10 @@
 #!/usr/bin/env python
-"""Make the samples of a benchmark (VBench, Physics-IQ) with as many workers as there are GPUs, and verify every file.
+"""Make many videos, those of a benchmark (VBench, Physics-IQ) or of your own prompts, and verify every file.
+
+As many workers as there are GPUs share them; each loads the models once.
 
 Examples:
+  sample.py --prompts prompts.txt --method flowcache_fast              (a prompt a line, or YAML with seeds and inputs)
   sample.py configs/sample/vbench.yaml --method flowcache_fast
   sample.py configs/sample/vbench.yaml --data downloads/VBench/prompts --config_file configs/model/4.5B_distill.json
   sample.py configs/sample/physicsiq.yaml --mode i2v --dry_run
@@ -45,6 +48,7 @@ from sampling.verify import Finding, check_sample, of_kind, unlisted_videos, ver
 logger = logging.getLogger("sample")
 
 MOST_CPU_WORKERS = 4
+OWN_PROMPTS = "configs/sample/prompts.yaml"
 # Restarts of the whole group, which a lost machine or a killed guard causes; a dead worker does not.
 GROUP_RESTARTS = 10
 
@@ -57,7 +61,9 @@ def main(argv: list[str] | None = None) -> int:
 def make_samples(args: argparse.Namespace) -> int:
     """Make what is missing of a run, and say what is there; the exit status."""
     overrides = given_settings(args) | {"method_overrides": given_parameters(args)}
-    job = make_job(read_run(args.config, overrides))
+    if args.prompts is not None:
+        overrides["data"] = args.prompts
+    job = make_job(read_run(args.config or OWN_PROMPTS, overrides))
     if args.dry_run:
         return list_samples(job)
     prepare(job, args.remake)
@@ -71,8 +77,13 @@ def make_samples(args: argparse.Namespace) -> int:
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = make_parser(__doc__, "%(prog)s CONFIG [--dry_run] [--SETTING VALUE ...]")
-    parser.add_argument("config", metavar="CONFIG", help="sampling configuration (YAML), see configs/sample/")
+    parser = make_parser(__doc__, "%(prog)s CONFIG|--prompts FILE [--dry_run] [--SETTING VALUE ...]")
+    parser.add_argument(
+        "config", nargs="?", metavar="CONFIG", help="sampling configuration (YAML), see configs/sample/"
+    )
+    parser.add_argument(
+        "--prompts", metavar="FILE", help=f"your own: a prompt a line, or YAML (with {OWN_PROMPTS} as CONFIG)"
+    )
     parser.add_argument("--dry_run", action="store_true", help="list every file, with counts, and make nothing")
     parser.add_argument(
         "--remake", action="store_true", help="make samples again that were made with other settings (else: an error)"
@@ -84,6 +95,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add_settings(parser)
     add_parameters(parser)
     args = parse(parser, argv)
+    if args.config is None and args.prompts is None:
+        parser.error("what is to be made? Give a CONFIG, such as configs/sample/vbench.yaml, or --prompts FILE")
     if (args.nnodes > 1) != (args.rdzv_endpoint is not None):
         parser.error("several machines need --nnodes N and --rdzv_endpoint HOST:PORT, one machine neither")
     return args

@@ -45,6 +45,7 @@ COMMANDS = (
     "scripts/check_model.py",
     "scripts/download.py",
     "benchmarks/kills.py",
+    "benchmarks/live_page.py",
     "example/nano/evaluate.py",
     "example/nano/training/dit.py",
     "benchmarks/long_video.py",

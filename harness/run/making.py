@@ -26,7 +26,7 @@ from harness.sidecar import describe_run, leave_report
 from harness.signals import first_ctrl_c, undisturbed
 from inference.config import MagiConfig, resolve_path
 from inference.parallel.launch import context_parallel
-from inference.pipeline import MagiPipeline, RunReport, Sample, plan, usable_prefix
+from inference.pipeline import MagiPipeline, RunReport, Sample, chunk_times, usable_prefix
 from inference.record import StepRecord
 from inference.schedule import Schedule
 from inference.session.session import Session
@@ -109,15 +109,8 @@ def read_sample(args: argparse.Namespace, method: Method, config: MagiConfig) ->
     if args.prompt is not None:
         clean_caption(args.prompt)  # refuses what is no text
     prefix = read_prefix(args, config)
-    prefix_frames = 0 if prefix is None else len(usable_prefix(config, prefix))
-    _, schedule = plan(config, prefix_frames)
+    schedule, times = chunk_times(config, prefix)
     method.check(schedule)
-    runtime = config.runtime
-    frames = runtime.chunk_width * runtime.temporal_downsample_factor
-    # The chunk of a given image is made as a whole.
-    cut = prefix_frames % frames if prefix_frames > 1 else 0
-    chunks = None if runtime.endless else schedule.chunk_num - schedule.offset
-    times = ChunkTimes(runtime.fps, frames, cut, chunks)
     prompt, later = whole_schedule(args.prompt, args.timed, times)
     return Sample(prompt, prefix, args.sample_id, tuple(later)), schedule, times
 

@@ -19,10 +19,10 @@ from harness.methods import Method
 from harness.run.choosing import Path_, choose
 from harness.sidecar import describe_run, leave_report
 from inference.config import MagiConfig, load_config
-from inference.pipeline import MagiPipeline, PreviewCallback, RunReport, Sample, plan, usable_prefix
+from inference.pipeline import MagiPipeline, PreviewCallback, RunReport, Sample, chunk_times
 from inference.record import StepRecord
 from inference.session.session import Session, VideoChunk
-from inference.session.times import ChunkTimes, PromptChange
+from inference.session.times import PromptChange
 from inference.video.reading import read_image, read_video
 from inference.video.writing import VideoWriter
 
@@ -83,10 +83,7 @@ class VideoMaker:
         elif clip is not None:
             prefix = read_video(clip, runtime.fps, *size, runtime.prefix_selection, "crop")
         sample = Sample(prompt, prefix, identity, tuple(PromptChange(chunk, text) for chunk, text in prompts))
-        own = self.pipeline
-        # The models as they were loaded; only what belongs to one video is this one's.
-        pipeline = MagiPipeline(config, own.dit, own.vae, own.t5, own.tokens, own.device, own.parallel, own.memory)
-        return MadeVideo(pipeline, method, sample, on_step, on_preview)
+        return MadeVideo(self.pipeline.with_config(config), method, sample, on_step, on_preview)
 
 
 class MadeVideo:
@@ -105,17 +102,12 @@ class MadeVideo:
         on_preview: PreviewCallback | None = None,
     ) -> None:
         self.pipeline, self.method, self.sample = pipeline, method, sample
-        config = pipeline.config
-        runtime = config.runtime
-        given = 0 if sample.prefix is None else len(usable_prefix(config, sample.prefix))
-        _, schedule = plan(config, given)
+        schedule, self.times = chunk_times(pipeline.config, sample.prefix)
         method.check(schedule)
-        frames = runtime.chunk_width * runtime.temporal_downsample_factor
-        self.chunks = None if runtime.endless else schedule.chunk_num - schedule.offset
+        self.chunks = self.times.chunks
         last = sample.changes[-1].chunk
         if self.chunks is not None and last >= self.chunks:
             raise ValueError(f"a prompt is to begin with chunk {last}, and the video has {self.chunks} chunks")
-        self.times = ChunkTimes(runtime.fps, frames, given % frames if given > 1 else 0, self.chunks)
         self.report = RunReport()
         self.session: Session = pipeline.session(
             sample,
@@ -141,18 +133,29 @@ class MadeVideo:
         """The chunks, each written to the mp4 ``path`` before it comes out; beside it at the end what describes the run
         (NAME.json, NAME.reuse.png).
         """
-        runtime = self.pipeline.config.runtime
-        writer = VideoWriter(path, runtime.fps, runtime.video_size_h, runtime.video_size_w)
+        writer = self.writer(path)
         try:
-            with self.report.timed("total"), writer:
-                for chunk in self.session:
-                    with self.report.timed("write"):
-                        writer.append(chunk.frames)
-                    yield chunk
+            yield from self.written_by(writer)
         finally:
             if writer.saved_as is not None:
-                contents = describe_run(self.pipeline, self.method, self.sample, self.report, writer, self.times)
-                leave_report(writer.saved_as, contents, self.report.record)
+                leave_report(writer.saved_as, self.description(writer), self.report.record)
+
+    def writer(self, path: Path_) -> VideoWriter:
+        """Of the size and the rate of the video."""
+        runtime = self.pipeline.config.runtime
+        return VideoWriter(path, runtime.fps, runtime.video_size_h, runtime.video_size_w)
+
+    def written_by(self, writer: VideoWriter) -> Iterator[VideoChunk]:
+        """The chunks, each written before it comes out; the video is complete behind the last."""
+        with self.report.timed("total"), writer:
+            for chunk in self.session:
+                with self.report.timed("write"):
+                    writer.append(chunk.frames)
+                yield chunk
+
+    def description(self, writer: VideoWriter) -> dict[str, Any]:
+        """What the sidecar of the written video says."""
+        return describe_run(self.pipeline, self.method, self.sample, self.report, writer, self.times)
 
     def save(self, path: Path_) -> Path:
         """Make all of it into the mp4 ``path``; ValueError where it was ended before its first chunk."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sampling.config import PhysicsIqRun, VBenchRun, as_yaml, read_run
+from sampling.config import PhysicsIqRun, PromptsRun, VBenchRun, as_yaml, read_run
 from sampling.job import make_job
 from tests.fake_checkout import fake_checkout
 from tests.paths import ROOT
@@ -51,7 +51,7 @@ def test_arguments(checkout: Path, tmp_path: Path, name: str) -> None:
 def test_configurations(path: Path, tmp_path: Path) -> None:
     """Valid, of the benchmark in their name, with the benchmark's own counts, and the same after saving."""
     run = read_run(path)
-    assert isinstance(run, BENCHMARKS[path.stem.split("_")[0]])
+    assert isinstance(run, {**BENCHMARKS, "prompts": PromptsRun}[path.stem.split("_")[0]])
     if isinstance(run, VBenchRun):
         # Papers on caching score index 0 of each prompt.
         counts = (1, 1) if path.stem == "vbench_paper" else (5, 25)
