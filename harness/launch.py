@@ -28,9 +28,10 @@ def own_device(name: str) -> torch.device:
     if device.index is not None:
         raise ValueError(f"--device {name} is one device, but torchrun started several processes; use --device cuda")
     local, count = dist.get_node_local_rank(), torch.cuda.device_count()
-    if local >= count:
+    # Every process looks at all of them: one alone would leave the others waiting for it.
+    if max(local + 1, int(os.environ["LOCAL_WORLD_SIZE"])) > count:
         raise ValueError(
-            f"torchrun started more processes on this machine than the {count} CUDA devices that can be used here"
+            f"more processes were started on this machine than the {count} CUDA devices that can be used here"
         )
     return torch.device("cuda", local)
 

@@ -56,6 +56,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
     parser.add_argument("--folder", default="outputs/serve", help="where videos go (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
+    parser.add_argument(
+        "--gpus", type=int, default=1, metavar="N", help="GPUs that share each video (docs/parallel.md; default: 1)"
+    )
     parser.add_argument("--most_waiting", type=int, default=16, metavar="N", help="orders that may wait (default: 16)")
     parser.add_argument("--most_kept", type=int, default=100, metavar="N", help="videos that are kept (default: 100)")
     add_memory_flags(parser)
@@ -63,7 +66,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 
 def serve(args: argparse.Namespace) -> int:
-    for name in ("most_waiting", "most_kept"):
+    for name in ("most_waiting", "most_kept", "gpus"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
     config = load_config(args.config_file)
@@ -72,7 +75,7 @@ def serve(args: argparse.Namespace) -> int:
     token = args.token or (None if is_loopback(args.host) else secrets.token_urlsafe(24))
     hosts = (*LOOPBACK, args.host) if is_loopback(args.host) else None
     folder = Path(args.folder)
-    studio = Studio(config, args.config_file, args.device, folder, args.most_waiting, args.most_kept)
+    studio = Studio(config, args.config_file, args.device, folder, args.most_waiting, args.most_kept, args.gpus)
     with listening_socket(args.host, args.port) as listener:
         address = address_of(args.host, listener.getsockname()[1], token)
         logger.info("the page is at %s (Ctrl-C ends the server; videos are in %s)", address, folder)

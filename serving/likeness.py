@@ -37,11 +37,17 @@ def kept_chunks(folder: Path) -> int:
     return len(list(folder.glob("*.safetensors")))
 
 
-def likeness(folder: Path, chunk: VideoChunk, codec: VaeCodec) -> float | None:
-    """PSNR in dB of ``chunk`` to the same one of the video whose latents are in ``folder``, over all its pixels; None
-    where they are the same.
-    """
-    other = codec.decode_chunk(load_file(_file(folder, chunk.number))[_NAME].to(chunk.latents.device))
+def kept_latents(folder: Path, chunk: int) -> torch.Tensor | None:
+    """What is kept of ``chunk``, (1, 16, t, H / 8, W / 8) on the CPU; None where it is not there."""
+    try:
+        return load_file(_file(folder, chunk))[_NAME]
+    except FileNotFoundError:
+        return None
+
+
+def likeness(latents: torch.Tensor, chunk: VideoChunk, codec: VaeCodec) -> float | None:
+    """PSNR in dB of ``chunk`` to what ``latents`` decode to, over all its pixels; None where they are the same."""
+    other = codec.decode_chunk(latents.to(chunk.latents.device))
     count = min(len(other), len(chunk.frames))
     errors = squared_errors(chunk.frames[:count], other[:count])
     return psnr(float(torch.tensor(errors, dtype=torch.float64).mean()))

@@ -81,9 +81,9 @@ class Video:
     """One video of the server's, from its order to its file.
 
     ``wished``: prompts that viewers set while it was made. ``events``: what happened, in order, each with a ``type``;
-    of a long video the last ones. ``dropped``: how many events came before those. ``error``: why it failed.
-    ``beside``: the video of the same noise that this one is compared with, and ``likeness`` the PSNR of each second of
-    that to this one in dB, None where they are the same.
+    of a long video the last ones. ``taken_back``: the worker had ended before it began. ``dropped``: how many events
+    came before those. ``error``: why it failed. ``beside``: the video of the same noise that this one is compared with,
+    and ``likeness`` the PSNR of each second of that to this one in dB, None where they are the same.
     """
 
     id: str
@@ -99,6 +99,8 @@ class Video:
     chunks_done: int = 0
     progress: dict[str, Any] = field(default_factory=dict)
     wished: list[LaterPrompt] = field(default_factory=list)
+    begun: bool = False
+    taken_back: bool = False
     beside: str | None = None
     likeness: list[float | None] = field(default_factory=list)
 

@@ -7,12 +7,11 @@ folder, so a server that is started again finds them.
 import asyncio
 import json
 import logging
-import multiprocessing
 import secrets
 import shutil
 import time
 from collections import deque
-from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -21,7 +20,7 @@ from inference.config import MagiConfig
 from inference.errors import ExpectedError
 from inference.files import replacing
 from serving.orders import ENDED, Input, LaterPrompt, Video, VideoOrder
-from serving.spawning import spawn_worker
+from serving.spawning import SECONDS_TO_TELL, Worker, spawn_worker
 from serving.wishes import Task, Wish
 
 logger = logging.getLogger(__name__)
@@ -48,6 +47,7 @@ class Studio:
         folder: where videos go.
         most_waiting: orders that may wait.
         most_kept: videos that are kept; older ones that have ended go first.
+        ranks: processes that make a video together, each on a GPU of its own.
     """
 
     def __init__(
@@ -58,16 +58,16 @@ class Studio:
         folder: Path,
         most_waiting: int = 16,
         most_kept: int = 100,
+        ranks: int = 1,
     ) -> None:
         self.config, self.config_file, self.device, self.folder = config, config_file, device, folder
-        self.most_waiting, self.most_kept = most_waiting, most_kept
+        self.most_waiting, self.most_kept, self.ranks = most_waiting, most_kept, ranks
         self.videos: dict[str, Video] = {}
         self.worker_state = "starting"
         self._waiting: deque[str] = deque()
         self._current: str | None = None
         self._changed: dict[str, asyncio.Event] = {}
-        self._pipe: Connection | None = None
-        self._process: multiprocessing.process.BaseProcess | None = None
+        self._worker: Worker | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = False
 
@@ -81,13 +81,9 @@ class Studio:
     async def close(self) -> None:
         """End the worker; what is being made stays as far as it is."""
         self._closing = True
-        if self._process is not None:
-            self._process.terminate()
-            await asyncio.to_thread(self._process.join, 10)
-            if self._process.is_alive():
-                self._process.kill()
-        if self._pipe is not None:
-            self._pipe.close()
+        if self._worker is not None:
+            await asyncio.to_thread(self._worker.end, 10)
+            self._worker.pipe.close()
 
     def submit(
         self,
@@ -135,17 +131,17 @@ class Studio:
     def set_prompt(self, video: Video, prompt: str) -> None:
         """From the next chunk that enters on; ValueError where the video is not being made."""
         VideoOrder(prompt=prompt)
-        if video.id != self._current or self._pipe is None:
+        if video.id != self._current or self._worker is None:
             raise ValueError(f"the video is {video.status}: its prompt can be changed while it is made")
-        self._pipe.send(Wish(video.id, prompt=prompt))
+        self._worker.pipe.send(Wish(video.id, prompt=prompt))
 
     def stop(self, video: Video) -> None:
         """End it: chunks under way are finished. One that waits is not begun."""
         if video.id in self._waiting:
             self._waiting.remove(video.id)
             self._end(video, "stopped", None)
-        elif video.id == self._current and self._pipe is not None:
-            self._pipe.send(Wish(video.id, end=True))
+        elif video.id == self._current and self._worker is not None:
+            self._worker.pipe.send(Wish(video.id, end=True))
 
     def delete(self, video: Video) -> None:
         """Forget it and remove its files; ValueError while it is made."""
@@ -179,39 +175,48 @@ class Studio:
 
     def _start_worker(self) -> None:
         self.worker_state = "starting"
-        self._process, self._pipe = spawn_worker(self.config, self.config_file, self.device)
-        Thread(target=self._listen, args=(self._process, self._pipe), daemon=True, name="worker-pipe").start()
+        self._worker = spawn_worker(self.config, self.config_file, self.device, self.ranks)
+        Thread(target=self._listen, args=(self._worker,), daemon=True, name="worker-pipe").start()
+        for process in self._worker.processes[1:]:
+            Thread(target=self._watch, args=(self._worker, process), daemon=True, name="worker-rank").start()
 
-    def _listen(self, process: multiprocessing.process.BaseProcess, pipe: Connection) -> None:
+    def _listen(self, worker: Worker) -> None:
         """In a thread: events into the loop, until the worker is gone."""
         loop = self._loop
         assert loop is not None
         try:
             while True:
-                loop.call_soon_threadsafe(self._on_event, pipe.recv())
+                loop.call_soon_threadsafe(self._on_event, worker.pipe.recv())
         except (EOFError, OSError):
-            process.join(5)
+            worker.first.join(5)
+            exit_code = worker.first.exitcode
             if not self._closing:
-                loop.call_soon_threadsafe(self._on_death, process.exitcode)
+                worker.end()
+                loop.call_soon_threadsafe(self._on_death, exit_code)
         except RuntimeError:  # the loop is closed
             return
+
+    def _watch(self, worker: Worker, process: BaseProcess) -> None:
+        """In a thread: where one of several processes ends, the first one, which may say why, ends too."""
+        process.join()
+        worker.first.join(SECONDS_TO_TELL)
+        if not self._closing and worker.first.is_alive():
+            worker.first.kill()
 
     def _on_event(self, event: dict[str, Any]) -> None:
         kind, name = event.pop("type"), event.pop("video")
         if not name:
-            self.worker_state = kind if kind != "broken" else f"broken: {event['message']}"
             if kind == "ready":
+                self.worker_state = kind
                 self._next()
             else:
-                logger.error("the models cannot be loaded: %s", event["message"])
-                while self._waiting:
-                    self._end(self.videos[self._waiting.popleft()], "failed", event["message"])
+                self._give_up(event["message"])
             return
         video = self.videos.get(name)
         if video is None:
             return
         if kind == "begun":
-            video.chunks = event["chunks"]
+            video.begun, video.chunks = True, event["chunks"]
         elif kind == "chunk":
             video.chunks_done = event["number"] + 1
         elif kind == "likeness":
@@ -233,14 +238,28 @@ class Studio:
         name, self._current = self._current, None
         reason = f"signal {-exit_code}" if exit_code is not None and exit_code < 0 else f"status {exit_code}"
         logger.error("the worker has ended with %s", reason)
-        if name is not None:
+        if name is not None and not (self.videos[name].begun or self.videos[name].taken_back):
+            # It was sent to a process that was about to end: once more, and no more than that.
+            video = self.videos[name]
+            video.taken_back, video.status = True, "queued"
+            self._waiting.appendleft(name)
+        elif name is not None:
             why = "; on a full machine that is usually memory" if exit_code == -9 else ""
             self._end(self.videos[name], "failed", f"the process that made it has ended with {reason}{why}")
-        if not self.worker_state.startswith("broken"):
+        if self.worker_state == "starting":  # the next one would fare no better
+            self._give_up(f"the process has ended with {reason} while it loaded them")
+        elif not self.worker_state.startswith("broken"):
             self._start_worker()
 
+    def _give_up(self, message: str) -> None:
+        """The models cannot be loaded: no video can be made."""
+        self.worker_state = f"broken: {message}"
+        logger.error("the models cannot be loaded: %s", message)
+        while self._waiting:
+            self._end(self.videos[self._waiting.popleft()], "failed", message)
+
     def _next(self) -> None:
-        if self._current is not None or not self._waiting or self.worker_state != "ready" or self._pipe is None:
+        if self._current is not None or not self._waiting or self.worker_state != "ready" or self._worker is None:
             return
         video = self.videos[self._waiting.popleft()]
         self._current, video.status = video.id, "in_progress"
@@ -249,7 +268,9 @@ class Studio:
             order = video.order.model_dump(mode="json")
             other = self.videos.get(video.beside or "")
             beside = None if other is None else str(other.latents)
-            self._pipe.send(Task(video.id, order, str(video.path), path, video.given, str(video.latents), beside))
+            self._worker.pipe.send(
+                Task(video.id, order, str(video.path), path, video.given, str(video.latents), beside)
+            )
         except OSError:
             return  # it is gone; its death is on the way
         self._note(video, {"type": "in_progress"})

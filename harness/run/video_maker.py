@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from harness.device import choose_device, set_threads
@@ -19,6 +20,7 @@ from harness.methods import Method
 from harness.run.choosing import Path_, choose
 from harness.sidecar import describe_run, leave_report
 from inference.config import MagiConfig, load_config
+from inference.parallel.group import ALONE, ContextParallel
 from inference.pipeline import MagiPipeline, PreviewCallback, RunReport, Sample, chunk_times
 from inference.record import StepRecord
 from inference.session.session import Session, VideoChunk
@@ -34,17 +36,25 @@ class VideoMaker:
         self.pipeline, self.config_file = pipeline, config_file
 
     @classmethod
-    def load(cls, config: Path_ | MagiConfig, device: str = "auto", *, config_file: Path_ = "") -> "VideoMaker":
-        """Load what a configuration names, the file or what was read from it as ``config_file``.
+    def load(
+        cls,
+        config: Path_ | MagiConfig,
+        device: str | torch.device = "auto",
+        *,
+        config_file: Path_ = "",
+        parallel: ContextParallel = ALONE,
+    ) -> "VideoMaker":
+        """Load what a configuration names, the file or what was read from it as ``config_file``; ``parallel``: the
+        processes that make the videos together, each with a maker.
 
         Raises:
             ValueError, OSError, WeightsError: as ``MagiPipeline.load``.
         """
         if not isinstance(config, MagiConfig):
             config, config_file = load_config(config), config
-        chosen = choose_device(device)
+        chosen = choose_device(device) if isinstance(device, str) else device
         set_threads(None, config)
-        return cls(MagiPipeline.load(config, chosen), config_file)
+        return cls(MagiPipeline.load(config, chosen, parallel), config_file)
 
     def video(
         self,

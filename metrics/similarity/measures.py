@@ -10,7 +10,6 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from metrics.similarity.lpips_distance import LpipsDistance
 
@@ -134,6 +133,9 @@ def structural_similarities(original: Tensor, generated: Tensor) -> list[float]:
     """SSIM of every frame, mean over pixels and channels: Gaussian window of 11x11 with sigma 1.5, data range 1, frames
     mirrored at their borders.
     """
+    # Here: it brings torchvision, and takes longer to import than all else.
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     images = [frames.movedim(-1, 1).float() / 255 for frames in (generated, original)]
     values = structural_similarity_index_measure(*images, data_range=1.0, reduction="none")
     return values.reshape(len(original)).tolist()

@@ -21,7 +21,7 @@ from serving.studio import Studio
 from tests.paths import CONFIGS
 
 NANO = str(CONFIGS / "nano.json")
-PATIENCE = 60
+PATIENCE = 120
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import resource
 import threading
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image
 from harness.run.video_maker import VideoMaker
 from metrics.similarity.measures import psnr, squared_errors
 from tests.serving.live_server import NANO, Server, serving
+from tests.serving.test_videos import FORM, form
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +70,7 @@ def test_the_twin_of_an_endless_video_ends_with_it(server: Server) -> None:
 
 
 def test_a_full_disk_ends_the_video_and_keeps_what_is_finished(server: Server) -> None:
-    process: Any = server.studio._process
+    process: Any = server.studio._worker.first
     video = server.order(seconds=None, num_steps=8)
     server.until(video["id"], "chunks_done")
     _, most = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
@@ -79,41 +81,74 @@ def test_a_full_disk_ends_the_video_and_keeps_what_is_finished(server: Server) -
     assert done["has_file"] and done["chunks_done"] >= 1
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (most, most))
     assert server.wait(server.order(seconds=1)["id"])["status"] == "completed"
-    assert process is server.studio._process, "the worker lives on"
+    assert process is server.studio._worker.first, "the worker lives on"
 
 
-def test_twenty_who_order_at_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_twenty_who_order_at_once(server: Server) -> None:
     answers: list[tuple[int, Any]] = []
-    with serving(tmp_path_factory.mktemp("many"), most_waiting=12) as server:
 
-        def order() -> None:
-            fields = {"prompt": "a small blue square stays still", "seconds": 0.5, "num_steps": 4, "method": "none"}
-            answers.append(server.json("POST", "/videos", fields))
+    def order() -> None:
+        fields = {"prompt": "a small blue square stays still", "seconds": 0.5, "num_steps": 4, "method": "none"}
+        answers.append(server.json("POST", "/videos", fields))
 
-        clients = [threading.Thread(target=order) for _ in range(20)]
-        for client in clients:
-            client.start()
-        for client in clients:
-            client.join()
-        taken = [video["id"] for status, video in answers if status == 201]
-        refused = [error["error"]["message"] for status, error in answers if status == 429]
-        assert len(answers) == 20 and len(taken) + len(refused) == 20 and len(taken) >= 12
-        assert all("12 videos wait already" in message for message in refused)
-        assert {server.wait(name)["status"] for name in taken} == {"completed"}
-        contents = {server.call("GET", f"/videos/{name}/content")[1] for name in taken}
-        assert len(contents) == 1, "each is the same video"
+    clients = [threading.Thread(target=order) for _ in range(20)]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join()
+    taken = [video["id"] for status, video in answers if status == 201]
+    refused = [error["error"]["message"] for status, error in answers if status == 429]
+    assert len(answers) == 20 and len(taken) + len(refused) == 20 and len(taken) > server.studio.most_waiting
+    assert all("16 videos wait already" in message for message in refused)
+    assert {server.wait(name)["status"] for name in taken} == {"completed"}
+    contents = {server.call("GET", f"/videos/{name}/content")[1] for name in taken}
+    assert len(contents) == 1, "each is the same video"
 
 
 def test_what_is_kept_for_comparing_gives_the_same_frames(tmp_path_factory: pytest.TempPathFactory) -> None:
-    from serving.likeness import keep_latents, kept_chunks, likeness
+    from serving.likeness import keep_latents, kept_chunks, kept_latents, likeness
 
     folder = tmp_path_factory.mktemp("kept") / "latents"
     video = VideoMaker.load(NANO, "cpu").video("a big red circle moves up", seconds=1.5, num_steps=8)
     for chunk in video:
         keep_latents(folder, chunk)
-        assert likeness(folder, chunk, video.pipeline.vae) is None
+        kept = kept_latents(folder, chunk.number)
+        assert likeness(kept, chunk, video.pipeline.vae) is None
         changed = chunk.frames.clone()
         changed[0, 0, 0, 0] ^= 1
-        assert likeness(folder, type(chunk)(chunk.number, changed, chunk.latents), video.pipeline.vae) > 60
-    assert kept_chunks(folder) == 2 and len(chunk.frames) == 12
+        assert likeness(kept, type(chunk)(chunk.number, changed, chunk.latents), video.pipeline.vae) > 60
+    assert kept_latents(folder, 2) is None and kept_chunks(folder) == 2 and len(chunk.frames) == 12
     assert torch.equal(video.pipeline.vae.decode_chunk(chunk.latents)[:12], chunk.frames)
+
+
+def test_two_processes_make_a_video_together(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with serving(tmp_path_factory.mktemp("ranks"), ranks=2) as server:
+        assert server.studio.worker_state == "ready"
+        video = server.order(method="flowcache_fast", seconds=3)
+        server.wait(video["id"], "in_progress")
+        server.json("POST", f"/videos/{video['id']}/prompt", {"prompt": "a small green square moves left"})
+        done = server.wait(video["id"])
+        assert done["status"] == "completed", done
+        sidecar = server.json("GET", f"/videos/{video['id']}/sidecar")[1]
+        assert sidecar["ranks"]["count"] == 2
+        twin = server.json("POST", f"/videos/{video['id']}/again", {"method": "none"})[1]
+        assert len(server.wait(twin["id"])["likeness"]) == 3
+        # What cannot be begun leaves both processes alive; where one is lost, both start anew.
+        before = server.studio._worker
+        fields = {"prompt": "a ball", "seconds": "1", "num_steps": "8"}
+        refused = server.call("POST", "/videos", form(fields, b"\x89PNG nothing"), {"content-type": FORM})[1]
+        assert server.wait(json.loads(refused)["id"])["status"] == "failed"
+        assert server.wait(server.order(seconds=1)["id"])["status"] == "completed" and server.studio._worker is before
+        lost = server.order(seconds=None)
+        server.until(lost["id"], "chunks_done")
+        before.processes[1].kill()
+        failed = server.wait(lost["id"])
+        assert failed["status"] == "failed" and failed["has_file"], failed
+        assert server.wait(server.order(seconds=1)["id"])["status"] == "completed"
+        assert server.studio._worker is not before and not any(process.is_alive() for process in before.processes)
+
+
+def test_more_processes_than_the_model_has_groups(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with serving(tmp_path_factory.mktemp("three"), ranks=3) as server:
+        assert "3 processes cannot share the 4 key/value groups" in server.studio.worker_state
+        assert server.json("POST", "/videos", {"prompt": "a ball"})[0] == 503

@@ -21,7 +21,7 @@ pytestmark = [
     ),
 ]
 PROMPT = 'a big red circle moves up <img src=x onerror="document.title=1">'
-PATIENCE = 60
+PATIENCE = 120
 
 
 @pytest.fixture(scope="module")

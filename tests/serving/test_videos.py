@@ -176,7 +176,7 @@ def test_a_killed_worker_ends_its_video_and_no_other(server: Server) -> None:
     video, following = server.order(seconds=60), server.order(seconds=1)
     server.wait(video["id"], "in_progress")
     server.until(video["id"], "chunks_done")
-    process: Any = server.studio._process
+    process: Any = server.studio._worker.first
     os.kill(process.pid, signal.SIGKILL)
     done = server.wait(video["id"])
     assert done["status"] == "failed" and "ended with signal 9" in done["error"]["message"]
