@@ -64,6 +64,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="of each video (default: %(default)s)")
     parser.add_argument("--methods", nargs="+", default=["none", "flowcache_fast", "multistep_fast"])
+    parser.add_argument("--config_file", default="configs/model/nano_travel.json", help="(default: %(default)s)")
     parser.add_argument("--num_steps", type=int, default=16, help="(default: %(default)s)")
     parser.add_argument("--keep", metavar="FOLDER", help="where the videos stay")
     parser.add_argument("--output_path", help="where the record goes")
@@ -84,7 +85,7 @@ def live_bytes() -> int:
 
 def measure_method(name: str, args: argparse.Namespace) -> dict[str, Any]:
     method = read_method(None if name == "none" else name, {})
-    base = load_config("configs/model/nano.json")
+    base = load_config(args.config_file)
     fps = base.runtime.fps
     config = method.apply_window(base).with_overrides(
         num_frames=round(args.minutes * 60) * fps, num_steps=args.num_steps

@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from example.nano.evaluate import Settings, load_pipeline, run_prompt
-from example.nano.model import WEIGHTS, magi_config
+from example.nano.model import magi_config
 
 OUTPUT = Path(__file__).parents[2] / "docs" / "images" / "gallery.webp"
 _GAP = 2  # white pixels between videos
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.output.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     settings = Settings("t2v", "captions", 96, 64)
-    pipeline = load_pipeline(WEIGHTS, magi_config().runtime.scale_factor, settings.frames, settings.steps)
+    pipeline = load_pipeline(magi_config(), settings.frames, settings.steps)
     results = [run_prompt(pipeline, settings, number) for number in tqdm(range(args.count), unit="video")]
     pictures = [Image.fromarray(frame) for frame in grid([video for _, video in results], args.columns)[::_EVERY]]
     beside = args.output.with_suffix(".part")

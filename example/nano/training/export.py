@@ -27,6 +27,9 @@ from example.nano.training.vae import DDCONFIG
 from inference.model.dit import VideoDiT
 from inference.video.vae import ViTVAE, save_vae
 
+# Tuned on prompts that change.
+TRAVEL = WEIGHTS / "magi_travel"
+
 
 def stored_transformer(model: NanoModel) -> dict[str, Tensor]:
     """The transformer's tensors in their stored types: layers in bfloat16, what surrounds them in float32."""
@@ -45,6 +48,24 @@ def write_scale_factor(scale_factor: float) -> None:
     beside.replace(CONFIG)
 
 
+def write_transformer(model: NanoModel, folder: Path) -> None:
+    """Into `folder`, as `load` of a configuration names it."""
+    folder = folder / "inference_weight.distill"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(stored_transformer(model), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def export_tuned(checkpoint: Path, folder: Path, averaged: bool) -> None:
+    """Write the transformer of a tuning (`dit.py --tune`) alone: all else is that of the shipped models."""
+    state, model = load_checkpoint(checkpoint), NanoModel(magi_config().model).eval()
+    if averaged:
+        model.load_averaged(state["average"])
+    else:
+        model.load_state_dict(state["model"])
+    write_transformer(model, folder)
+    print(f"checkpoint of step {state['step']}: {folder}")
+
+
 def export_models(checkpoint: Path, folder: Path, averaged: bool = True) -> float:
     """Write all models of a checkpoint into `folder`; returns the scale factor."""
     state = load_checkpoint(checkpoint)
@@ -53,9 +74,7 @@ def export_models(checkpoint: Path, folder: Path, averaged: bool = True) -> floa
         model.load_averaged(state["average"])
     else:
         model.load_state_dict(state["model"])
-    transformer = folder / "magi" / "inference_weight.distill"
-    transformer.mkdir(parents=True)
-    save_file(stored_transformer(model), transformer / "model.safetensors", metadata={"format": "pt"})
+    write_transformer(model, folder / "magi")
     vae = ViTVAE(DDCONFIG)
     vae.load_state_dict(load_vae().state_dict())
     save_vae(vae.to(torch.bfloat16), folder / "vae", DDCONFIG)
@@ -89,7 +108,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--last", action="store_true", help="the last weights instead of the averaged ones, which lag behind"
     )
+    parser.add_argument(
+        "--tuned", action="store_true", help=f"of a tuning: only {TRAVEL.name}, for configs/model/nano_travel.json"
+    )
     args = parser.parse_args(argv)
+    if args.tuned:
+        export_tuned(args.checkpoint, TRAVEL, averaged=not args.last)
+        return
     export(args.checkpoint, args.folder, averaged=not args.last)
 
 
