@@ -21,9 +21,11 @@ from harness.sidecar import describe_run, leave_report
 from inference.config import MagiConfig, load_config
 from inference.pipeline import MagiPipeline, RunReport, Sample, plan, usable_prefix
 from inference.record import StepRecord
+from inference.schedule import Schedule
 from inference.session.session import Session, VideoChunk
-from inference.session.times import ChunkTimes, PromptChange
+from inference.session.times import ChunkTimes, PromptChange, TimedPrompt, whole_schedule
 from inference.video.reading import read_image, read_video
+from inference.video.tensors import Clip, fit_clip, fit_image
 from inference.video.writing import VideoWriter
 
 
@@ -48,11 +50,12 @@ class VideoMaker:
 
     def video(
         self,
-        prompt: str,
+        prompt: str | None,
         *,
-        image: Path_ | None = None,
-        clip: Path_ | None = None,
+        image: Path_ | Tensor | None = None,
+        clip: Path_ | Clip | None = None,
         prompts: Sequence[tuple[int, str]] = (),
+        timed: Sequence[TimedPrompt] = (),
         identity: str = "0",
         on_step: Callable[[StepRecord], None] | None = None,
         **settings: Any,
@@ -61,7 +64,10 @@ class VideoMaker:
 
         Args:
             prompt: what rules from the beginning; ``prompts``: chunks, ascending, and what rules from each on.
-            image, clip: what the video begins with, cropped to its size.
+            timed: in place of ``prompts``, with times of the video, in any order; one at 0 s takes the place of
+                ``prompt``.
+            image, clip: what the video begins with, cropped to its size: files, or a uint8 tensor (H, W, 3) and a
+                ``Clip`` of such.
             identity: with the seed it determines the noise.
             on_step: called after every step.
             settings: as ``choose`` takes them.
@@ -73,14 +79,15 @@ class VideoMaker:
             raise ValueError("image and clip exclude each other; give one")
         mode = "i2v" if image is not None else "v2v" if clip is not None else "t2v"
         method, config = choose(self.pipeline.config, self.config_file, mode=mode, **settings)
-        runtime = config.runtime
-        size = (runtime.video_size_h, runtime.video_size_w)
-        prefix: Tensor | None = None
-        if image is not None:
-            prefix = read_image(image, *size, "crop")
-        elif clip is not None:
-            prefix = read_video(clip, runtime.fps, *size, runtime.prefix_selection, "crop")
-        sample = Sample(prompt, prefix, identity, tuple(PromptChange(chunk, text) for chunk, text in prompts))
+        prefix = _prefix(config, image, clip)
+        changes = [PromptChange(chunk, text) for chunk, text in prompts]
+        if timed:
+            if prompts:
+                raise ValueError("prompts and timed exclude each other; give one")
+            prompt, changes = whole_schedule(prompt, timed, _planned(config, prefix)[1])
+        if prompt is None:
+            raise ValueError("there is no prompt")
+        sample = Sample(prompt, prefix, identity, tuple(changes))
         own = self.pipeline
         # The models as they were loaded; only what belongs to one video is this one's.
         pipeline = MagiPipeline(config, own.dit, own.vae, own.t5, own.tokens, own.device, own.parallel, own.memory)
@@ -91,7 +98,7 @@ class MadeVideo:
     """A video while it is made: its chunks come out by iterating, once.
 
     ``chunks``: how many there will be, None without an end. ``session``: takes prompts and the wish for an end
-    meanwhile, also from other threads. ``report``: what it has cost.
+    meanwhile, also from other threads. ``reuse``: who decides and who advances. ``report``: what it has cost.
     """
 
     def __init__(
@@ -102,21 +109,16 @@ class MadeVideo:
         on_step: Callable[[StepRecord], None] | None = None,
     ) -> None:
         self.pipeline, self.method, self.sample = pipeline, method, sample
-        config = pipeline.config
-        runtime = config.runtime
-        given = 0 if sample.prefix is None else len(usable_prefix(config, sample.prefix))
-        _, schedule = plan(config, given)
+        schedule, self.times = _planned(pipeline.config, sample.prefix)
         method.check(schedule)
-        frames = runtime.chunk_width * runtime.temporal_downsample_factor
-        self.chunks = None if runtime.endless else schedule.chunk_num - schedule.offset
+        self.chunks = self.times.chunks
         last = sample.changes[-1].chunk
         if self.chunks is not None and last >= self.chunks:
             raise ValueError(f"a prompt is to begin with chunk {last}, and the video has {self.chunks} chunks")
-        self.times = ChunkTimes(runtime.fps, frames, given % frames if given > 1 else 0, self.chunks)
-        self.report = RunReport()
+        self.reuse, self.report = method.make_reuse(), RunReport()
         self.session: Session = pipeline.session(
             sample,
-            reuse=method.make_reuse(),
+            reuse=self.reuse,
             make_cache=method.make_cache,
             on_step=on_step,
             report=self.report,
@@ -155,3 +157,26 @@ class MadeVideo:
         for _ in self.saved_as(path):
             pass
         return Path(path)
+
+
+def _prefix(config: MagiConfig, image: Path_ | Tensor | None, clip: Path_ | Clip | None) -> Tensor | None:
+    """What a video begins with, uint8 (T, H, W, 3) at its size and rate; None where nothing is given."""
+    runtime = config.runtime
+    size = (runtime.video_size_h, runtime.video_size_w)
+    if isinstance(image, Tensor):
+        return fit_image(image, *size, "crop")
+    if image is not None:
+        return read_image(image, *size, "crop")
+    if isinstance(clip, Clip):
+        return fit_clip(clip, runtime.fps, *size, runtime.prefix_selection, "crop")
+    return None if clip is None else read_video(clip, runtime.fps, *size, runtime.prefix_selection, "crop")
+
+
+def _planned(config: MagiConfig, prefix: Tensor | None) -> tuple[Schedule, ChunkTimes]:
+    """The schedule of a video behind ``prefix``, and when its chunks begin."""
+    runtime = config.runtime
+    given = 0 if prefix is None else len(usable_prefix(config, prefix))
+    _, schedule = plan(config, given)
+    frames = runtime.chunk_width * runtime.temporal_downsample_factor
+    chunks = None if runtime.endless else schedule.chunk_num - schedule.offset
+    return schedule, ChunkTimes(runtime.fps, frames, given % frames if given > 1 else 0, chunks)
