@@ -184,7 +184,7 @@ def making_fields() -> list[io.Input]:
         io.Int.Input("steps", default=0, min=0, max=1024, tooltip="0: as many as the configuration says"),
         io.Int.Input("seed", default=1234, min=0, max=LARGEST_SEED, control_after_generate=True),
         io.Float.Input(
-            "clip_fps", default=24.0, min=0.01, max=1000.0, step=1.0, tooltip="how many pictures of clip are a second"
+            "clip_fps", default=24.0, min=0.01, max=1000.0, step=0.01, tooltip="how many pictures of clip are a second"
         ),
     ]
 
