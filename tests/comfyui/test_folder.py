@@ -1,6 +1,7 @@
 """The folder as ComfyUI takes it: without its API there is no error before it asks; the example workflows agree."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -32,10 +33,12 @@ def workflow(name: str) -> dict[str, Any]:
     return json.loads((FOLDER / name).read_text(encoding="utf-8"))
 
 
-def started(folder: Path, elsewhere: Path) -> str:
+def started(folder: Path, elsewhere: Path, **variables: str) -> str:
     """What is said where the folder is loaded under another name, from a directory that has nothing of ours."""
-    command = [sys.executable, "-c", START, str(folder)]
-    return subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, check=True, timeout=120).stdout
+    command, environment = [sys.executable, "-c", START, str(folder)], os.environ | variables
+    ran = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
 
 
 def test_the_checkout_is_found() -> None:
@@ -59,6 +62,9 @@ def test_a_copy_says_what_it_needs(tmp_path: Path) -> None:
     shutil.copytree(FOLDER, tmp_path / "custom_nodes" / "copied")
     said = started(tmp_path / "custom_nodes" / "copied", tmp_path).splitlines()
     assert said[0].startswith("FlowCache's nodes need their checkout: link the folder") and said[1] == "False"
+    # As where the checkout is installed.
+    copied = started(tmp_path / "custom_nodes" / "copied", tmp_path, PYTHONPATH=str(ROOT))
+    assert "No module named 'comfy" in copied
 
 
 def test_both_examples_are_the_same_workflow() -> None:

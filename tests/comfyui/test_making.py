@@ -1,6 +1,8 @@
 """What the nodes do, without ComfyUI: the model that is held, prompts, pictures in and out, progress and cancelling."""
 
 import gc
+import json
+import threading
 import weakref
 from fractions import Fraction
 from pathlib import Path
@@ -27,6 +29,7 @@ from comfyui.making import (
     read_prompts,
     settings,
 )
+from inference.video.decode_ahead import THREAD_NAME
 from inference.video.reading import read_video
 from inference.video.tensors import Clip
 from tests.loading import load_script
@@ -199,6 +202,24 @@ def test_cancelling_leaves_the_model_usable(held: HeldModel) -> None:
         make(maker, Prompts(PROMPT), {}, SHORT | {"seconds": 60.0}, watch)
     assert len(watch.steps) == 5
     assert torch.equal(make(maker, Prompts(PROMPT), {}, SHORT, Watching()).frames, before.frames)
+
+
+@pytest.mark.slow
+def test_with_a_thread_that_decodes(held: HeldModel, tmp_path: Path) -> None:
+    # As on a GPU. The thread is not in ComfyUI's inference mode, whichever ours is in.
+    config = json.loads((ROOT / "configs/model/nano.json").read_text())
+    config["engine_config"]["overlap_decode"] = True
+    path = tmp_path / "ahead.json"
+    path.write_text(json.dumps(config))
+    with torch.inference_mode():
+        before = make(held.maker(NANO), Prompts(PROMPT), {}, SHORT, Watching())
+        maker = held.maker(ModelChoice.of("", str(path), "cpu"))
+        assert maker.pipeline.overlap
+        with pytest.raises(KeyError, match="cancelled"):
+            make(maker, Prompts(PROMPT), {}, SHORT | {"seconds": 60.0}, Watching(stop_at=30))
+        assert not [one for one in threading.enumerate() if one.name.startswith(THREAD_NAME)]
+        made = make(maker, Prompts(PROMPT), {}, SHORT, Watching())
+    assert torch.equal(made.frames, before.frames)
 
 
 @pytest.mark.slow
