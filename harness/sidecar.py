@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 
@@ -31,7 +31,7 @@ PACKAGES = ("torch", "transformers", "safetensors", "av", "numpy")
 
 def leave_report(video: Path, contents: dict[str, Any], record: RunRecord) -> None:
     """Write the sidecar and the reuse map beside ``video``; OSError where that fails, which leaves the video alone."""
-    title = f"{Path(contents['method']['source']).stem}: {record.share_reused:.0%} reused"
+    title = title_of(contents["method"]["source"], record)
     for path, kind in zip(report_paths(video), ("sidecar", "reuse map"), strict=True):
         try:
             with replacing(path) as part:
@@ -42,6 +42,11 @@ def leave_report(video: Path, contents: dict[str, Any], record: RunRecord) -> No
         except OSError as error:
             reason = error.strerror or error
             raise OSError(error.errno, f"{video} was written, but not its {kind} {path}: {reason}") from error
+
+
+def title_of(source: str, record: RunRecord) -> str:
+    """What stands above the reuse map of a run with the method from ``source``."""
+    return f"{Path(source).stem}: {record.share_reused:.0%} reused"
 
 
 def describe_run(
@@ -140,7 +145,9 @@ def describe_device(device: torch.device) -> dict[str, Any]:
     return {"type": device.type, "name": platform.machine(), "threads": torch.get_num_threads()}
 
 
-def draw_reuse_map(path: Path, record: RunRecord, title: str, prompts: Sequence[Mapping[str, Any]] = ()) -> None:
+def draw_reuse_map(
+    path: Path | BinaryIO, record: RunRecord, title: str, prompts: Sequence[Mapping[str, Any]] = ()
+) -> None:
     """The reuse map as PNG: rows are chunks, columns steps; white not in the window, dark computed, light reused.
 
     Of a long video the last steps. Where there are several ``prompts``, each stands where its first chunk begins.

@@ -44,7 +44,6 @@ from inference.schedule import Schedule
 from inference.session.prompts import PromptTrack
 from inference.session.report import RunReport, Sample
 from inference.session.session import Session
-from inference.session.times import ChunkTimes
 from inference.text.cache import CaptionFeatures
 from inference.text.captions import ChunkCaptions, PromptFlags, SpecialTokens, assemble_captions
 from inference.text.features import PromptEncoder, prompt_encoder
@@ -337,19 +336,6 @@ class MagiPipeline:
             runtime.video_size_w // 8,
         )
         return DrawnNoise(sample_seed(runtime.seed, sample.identity), shape, self.device)
-
-
-def chunk_times(config: MagiConfig, prefix: Tensor | None) -> tuple[Schedule, ChunkTimes]:
-    """The schedule of a video that begins with ``prefix``, and where its chunks begin."""
-    given = 0 if prefix is None else len(usable_prefix(config, prefix))
-    _, schedule = plan(config, given)
-    runtime = config.runtime
-    frames = runtime.chunk_width * runtime.temporal_downsample_factor
-    # The chunk of a given image is made as a whole.
-    cut = given % frames if given > 1 else 0
-    return schedule, ChunkTimes(
-        runtime.fps, frames, cut, None if runtime.endless else schedule.chunk_num - schedule.offset
-    )
 
 
 def usable_prefix(config: MagiConfig, frames: Tensor) -> Tensor:

@@ -51,7 +51,8 @@ class Job:
         """The task as the pipeline takes it; the conditioning is read. Raises as ``inference.video.reading`` does, and
         ValueError where a prompt comes after the end.
         """
-        from inference.pipeline import Sample, chunk_times
+        from harness.run.times import chunk_times
+        from inference.pipeline import Sample
         from inference.session.times import whole_schedule
         from inference.video.reading import read_image, read_video
 
@@ -89,7 +90,7 @@ def make_job(run: Run) -> Job:
     output = Path(run.output).expanduser() if run.output else Path("outputs") / run.benchmark / name
     job = Job(run, model, method, name, output, list_samples(run, model.runtime.seed, name))
     # What imports torch comes after all that can be refused without it.
-    from inference.pipeline import chunk_times
+    from harness.run.times import chunk_times
 
     # The prefixes of a benchmark are all of one length, so the first of a kind stands for all.
     for task in first_of_each_kind(job.tasks):

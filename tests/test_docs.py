@@ -22,6 +22,7 @@ PACKAGES = (
     "metrics",
     "harness",
     "sampling",
+    "comfyui",
     "scripts",
     "benchmarks",
     "example",
@@ -51,6 +52,8 @@ COMMANDS = (
     "benchmarks/long_video.py",
     "scripts/serve.py",
 )
+# Those that need another environment to be loaded: what they add to their parser.
+ELSEWHERE = ("benchmarks/comfyui_check/main.py",)
 # Programs of others: their flags and file names are not ours.
 FOREIGN = re.compile(r"\b(hf|pip|uv|git|apt|brew|pytest|torchrun)\s")
 MADE_BY_RUNS = ("outputs/", "downloads/", "example/nano/work/")
@@ -61,6 +64,7 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 REFERENCE = re.compile(r'docs/(\w+\.md)((?:(?:,| and) "[^"]+")*)')
 OUR_FILE = re.compile(r"(?<![\w/.])[\w.-]+(?:/[\w.{},-]+)+\.(?:py|sh|yaml|json|md)\b")
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
+ADDED = re.compile(r'add_argument\(\s*"(--[a-z][\w-]*)"')
 CASE = re.compile(r"^ *(--[a-z][\w-]*)\)", re.MULTILINE)
 
 Check = Callable[[str, Path], Iterator[str]]
@@ -189,6 +193,8 @@ def test_flags_that_are_mentioned_exist() -> None:
     unknown -= {
         flag.replace("-", "_") for file in (ROOT / "scripts").glob("*.sh") for flag in CASE.findall(file.read_text())
     }
+    elsewhere = "".join((ROOT / name).read_text(encoding="utf-8") for name in ELSEWHERE)
+    unknown -= {flag.replace("-", "_") for flag in ADDED.findall(elsewhere)}
     for command in COMMANDS:
         if unknown:
             unknown -= flags_of(command)

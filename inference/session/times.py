@@ -87,6 +87,19 @@ def timed_prompt(time: Any, prompt: Any) -> TimedPrompt:
     return TimedPrompt(prompt.strip(), seconds=seconds)
 
 
+def timed_lines(text: str, source: str) -> Iterator[TimedPrompt]:
+    """The prompts of lines "TIME: prompt"; ValueError, with ``source`` and the number of the line, where one is none.
+
+    Empty lines and those that begin with # do not count.
+    """
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            try:
+                yield parse_timed(line)
+            except ValueError as error:
+                raise ValueError(f"{source}, line {number}: {error}") from None
+
+
 def read_schedule(path: Path) -> list[TimedPrompt]:
     """The prompts of a file: YAML (.yaml, .yml), a list of ``at`` and ``prompt``, or lines "TIME: prompt", where empty
     ones and those that begin with # do not count.
@@ -95,8 +108,8 @@ def read_schedule(path: Path) -> list[TimedPrompt]:
         ValueError: it is not like that; ``path`` and the place are in the message.
         OSError: it cannot be read.
     """
-    entries = _of_yaml if path.suffix.lower() in (".yaml", ".yml") else _of_lines
-    found = list(entries(path))
+    yaml = path.suffix.lower() in (".yaml", ".yml")
+    found = list(_of_yaml(path) if yaml else timed_lines(read_text(path), str(path)))
     if not found:
         raise ValueError(f"{path} has no prompt")
     return found
@@ -125,15 +138,6 @@ def whole_schedule(
     if first is None:
         raise ValueError("no prompt rules from the beginning: give --prompt, or one at 0s")
     return first, [PromptChange(chunk, found[chunk].prompt) for chunk in sorted(found)]
-
-
-def _of_lines(path: Path) -> Iterator[TimedPrompt]:
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        if line.strip() and not line.lstrip().startswith("#"):
-            try:
-                yield parse_timed(line)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from None
 
 
 def _of_yaml(path: Path) -> Iterator[TimedPrompt]:

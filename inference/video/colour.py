@@ -42,12 +42,28 @@ def to_srgb(image: Image.Image, path: Path) -> Image.Image:
     return converted
 
 
-def assumed_matrix(frame: av.VideoFrame, path: Path) -> str:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB of every mode Pillow reads."""
+    if image.mode == "F":
+        raise OSError("floating point pictures have no agreed range of values; convert it to 8 or 16 bits")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # 16-bit grey, which Pillow's own conversion would clip at 255.
+        values = np.asarray(image, dtype=np.float64)
+        if values.min() < 0 or values.max() > 65535:
+            raise OSError(f"grey values from {values.min():g} to {values.max():g}; 0 to 65535 are supported")
+        return Image.fromarray((values / 257.0).round().astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def assumed_matrix(frame: av.VideoFrame, name: object) -> str:
     """The matrix that ffmpeg's scale filter is to assume for the frames of a clip: "auto" where they state one."""
     brightness_and_colour = any(component.is_luma for component in frame.format.components) and not frame.format.is_rgb
     if not brightness_and_colour or int(frame.colorspace) != UNSTATED or frame.height < FIRST_HD_LINES:
         return "auto"
-    logger.info("%s does not say its colour matrix: BT.709 is assumed, since it has %d lines", path, frame.height)
+    logger.info("%s does not say its colour matrix: BT.709 is assumed, since it has %d lines", name, frame.height)
     return "bt709"
 
 

@@ -1,6 +1,7 @@
 """Reading of images and videos as frames of the configured size and rate (docs/conditioning.md, "Prefix media").
 
-Frames are uint8 tensors (T, H, W, 3), RGB. What cannot be read is a FileNotFoundError, an IsADirectoryError or a
+What is in memory already goes the same way from ``fit_picture``, ``fit_frames`` and ``collect`` on (tensors.py). Frames
+are uint8 tensors (T, H, W, 3), RGB. What cannot be read is a FileNotFoundError, an IsADirectoryError or a
 ValueError with the path in it.
 """
 
@@ -22,7 +23,7 @@ from av.stream import Disposition
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-from inference.video.colour import assumed_matrix, has_alpha, on_white, to_srgb
+from inference.video.colour import assumed_matrix, has_alpha, on_white, to_rgb, to_srgb
 from inference.video.fitting import Fit, Fitting, fitting
 
 logger = logging.getLogger(__name__)
@@ -64,10 +65,11 @@ def _check_readable_file(path: Path, what: str) -> None:
         raise ValueError(f"{path} is empty (0 bytes), not a {what}")
 
 
-def _check_picture_size(path: Path, height: int, width: int) -> None:
+def check_picture_size(name: object, height: int, width: int) -> None:
+    """ValueError, with the ``name`` of the picture, where it is too small to be one."""
     if min(height, width) < MIN_PICTURE_SIZE:
         raise ValueError(
-            f"{path} is {width}x{height} pixels; pictures below {MIN_PICTURE_SIZE}x{MIN_PICTURE_SIZE} are refused"
+            f"{name} is {width}x{height} pixels; pictures below {MIN_PICTURE_SIZE}x{MIN_PICTURE_SIZE} are refused"
         )
 
 
@@ -82,12 +84,17 @@ def read_image(path: str | Path, height: int, width: int, fit: Fit = "stretch") 
     _check_readable_file(path, "image")
     try:
         with Image.open(path) as opened:
-            _check_picture_size(path, opened.height, opened.width)
-            image = _to_rgb(to_srgb(ImageOps.exif_transpose(opened), path))
+            check_picture_size(path, opened.height, opened.width)
+            image = to_rgb(to_srgb(ImageOps.exif_transpose(opened), path))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
+    return fit_picture(image, path, height, width, fit)
+
+
+def fit_picture(image: Image.Image, name: object, height: int, width: int, fit: Fit) -> Tensor:
+    """An RGB picture as one frame, uint8 (1, height, width, 3); ``name`` is for the log."""
     way = fitting((image.height, image.width), (height, width), fit)
-    if said := way.describe(str(path)):
+    if said := way.describe(str(name)):
         logger.info(said)
     image = image.resize(way.scaled[::-1], Image.Resampling.BICUBIC)
     rows, columns = way.offset
@@ -111,22 +118,6 @@ def picture_size(path: str | Path, kind: Literal["image", "video"]) -> tuple[int
         for frame in _decode(container, path, _DecodeReport()):
             return _shown_size(frame)
     raise ValueError(f"{path} has no frame that can be decoded (is the file complete?)")
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of every mode Pillow reads."""
-    if image.mode == "F":
-        raise OSError("floating point pictures have no agreed range of values; convert it to 8 or 16 bits")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        # 16-bit grey, which Pillow's own conversion would clip at 255.
-        values = np.asarray(image, dtype=np.float64)
-        if values.min() < 0 or values.max() > 65535:
-            raise OSError(f"grey values from {values.min():g} to {values.max():g}; 0 to 65535 are supported")
-        return Image.fromarray((values / 257.0).round().astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
 
 
 @dataclass
@@ -253,22 +244,31 @@ def _pull(graph: Graph) -> Iterator[Tensor]:
 def _filtered_frames(path: Path, fps: int, height: int, width: int, fit: Fit) -> Iterator[Tensor]:
     """Frames at ``fps``, resized: each uint8 (height, width, 3)."""
     report = _DecodeReport()
-    graph = None
     with _open_video(path) as container:
         start = (container.start_time or 0) / av.time_base
-        for frame in _decode(container, path, report):
-            if graph is None:
-                _check_picture_size(path, frame.height, frame.width)
-                way = fitting(_shown_size(frame), (height, width), fit)
-                if said := way.describe(str(path)):
-                    logger.info(said)
-                graph = _build_graph(frame, start, fps, way, assumed_matrix(frame, path))
-            graph.vpush(frame)
-            yield from _pull(graph)
-        if graph is not None:
-            graph.vpush(None)
-            yield from _pull(graph)
+        yield from fit_frames(_decode(container, path, report), path, start, fps, height, width, fit)
     report.warn(path)
+
+
+def fit_frames(
+    frames: Iterable[av.VideoFrame], name: object, start: float, fps: int, height: int, width: int, fit: Fit
+) -> Iterator[Tensor]:
+    """``frames``, which have times and begin at ``start`` seconds, at ``fps`` and resized: each uint8 (height, width,
+    3). ``name`` is for the log and for errors.
+    """
+    graph = None
+    for frame in frames:
+        if graph is None:
+            check_picture_size(name, frame.height, frame.width)
+            way = fitting(_shown_size(frame), (height, width), fit)
+            if said := way.describe(str(name)):
+                logger.info(said)
+            graph = _build_graph(frame, start, fps, way, assumed_matrix(frame, name))
+        graph.vpush(frame)
+        yield from _pull(graph)
+    if graph is not None:
+        graph.vpush(None)
+        yield from _pull(graph)
 
 
 def read_video(
@@ -289,7 +289,12 @@ def read_video(
     path = Path(path)
     if min(fps, height, width) < 1:
         raise ValueError(f"fps and size must be positive, got {fps} fps and {width}x{height}")
-    count = _Counted(_filtered_frames(path, fps, height, width, fit))
+    return collect(_filtered_frames(path, fps, height, width, fit), path, fps, select)
+
+
+def collect(found: Iterable[Tensor], name: object, fps: int, select: PrefixRule | Literal["all"]) -> Tensor:
+    """What ``select`` takes of frames at ``fps``, (H, W, 3) each: (T, H, W, 3); ValueError where there are none."""
+    count = _Counted(found)
     frames: Iterable[Tensor] = count
     if select == "first":
         frames = islice(frames, FIRST_FRAMES)
@@ -297,12 +302,12 @@ def read_video(
         frames = deque(frames, maxlen=LAST_SECONDS * fps)
     kept = list(frames)
     if not kept:
-        raise ValueError(f"{path} has no frame that can be decoded (is the file complete?)")
+        raise ValueError(f"{name} has no frame that can be decoded (is the file complete?)")
     video = torch.stack(kept)
     if select == "all":
         return video
     chosen = select_prefix_frames(video, fps, select)
-    _tell_chosen(path, len(chosen), count.number, fps, select)
+    _tell_chosen(name, len(chosen), count.number, fps, select)
     return chosen
 
 
@@ -319,16 +324,16 @@ class _Counted:
             yield frame
 
 
-def _tell_chosen(path: Path, chosen: int, count: int, fps: int, rule: PrefixRule) -> None:
+def _tell_chosen(name: object, chosen: int, count: int, fps: int, rule: PrefixRule) -> None:
     if chosen == 1:
         logger.warning(
             "%s is shorter than a second (%d frames at %d a second): its last frame is used, as an image is",
-            *(path, count, fps),
+            *(name, count, fps),
         )
     elif rule == "last":
-        logger.info("%s: the last %d of %d frames (at %d a second) continue", path, chosen, count, fps)
+        logger.info("%s: the last %d of %d frames (at %d a second) continue", name, chosen, count, fps)
     else:
-        logger.info("%s: the first %d frames (at %d a second) continue", path, chosen, fps)
+        logger.info("%s: the first %d frames (at %d a second) continue", name, chosen, fps)
 
 
 def select_prefix_frames(frames: Tensor, fps: int, rule: PrefixRule) -> Tensor:

@@ -237,6 +237,20 @@ def _draw_entry(row: _Row, slot: Slot, frames: slice, rng: np.random.Generator) 
     }
 
 
+def _scenes(
+    clips: LatentClips, chosen: list[int], drawn: list[_Row], slots: tuple[Slot, ...]
+) -> tuple[list[Scene], list[int]]:
+    """`scenes` and `scene_of` of a batch."""
+    scenes, scene_of = [], []
+    for clip, row in zip(chosen, drawn, strict=True):
+        first = len(scenes)
+        scenes.append(clips.scenes[clip])
+        if row.change is not None:
+            scenes.append(clips.scenes[row.change.clip])
+        scene_of += [first + int(row.change is not None and slot.chunk >= row.change.chunk) for slot in slots]
+    return scenes, scene_of
+
+
 def make_batch(
     clips: LatentClips,
     layout: Layout,
@@ -266,13 +280,7 @@ def make_batch(
         )
         for number, clip in enumerate(chosen)
     ]
-    scenes, scene_of = [], []
-    for clip, row in zip(chosen, drawn, strict=True):
-        first = len(scenes)
-        scenes.append(clips.scenes[clip])
-        if row.change is not None:
-            scenes.append(clips.scenes[row.change.clip])
-        scene_of += [first + int(row.change is not None and slot.chunk >= row.change.chunk) for slot in slots]
+    scenes, scene_of = _scenes(clips, chosen, drawn, slots)
     pictures = [int(rng.integers(CHUNK_WIDTH)) if layout.single_frame else 0 for _ in drawn]
     width = 1 if layout.single_frame else CHUNK_WIDTH
     entries = [

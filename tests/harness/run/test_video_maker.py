@@ -2,10 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from harness.run.video_maker import VideoMaker
+from inference.session.times import parse_timed
+from inference.video.reading import read_video
+from inference.video.tensors import Clip
 from tests.loading import load_script
 from tests.paths import ROOT
 
@@ -48,6 +53,28 @@ def test_from_a_picture_and_a_clip(maker: VideoMaker) -> None:
         assert sum(len(chunk.frames) for chunk in video) == 24 and video.sample.prefix is not None
 
 
+def test_what_is_in_memory_is_what_is_in_a_file(maker: VideoMaker) -> None:
+    picture = ROOT / "example/assets/image.png"
+    pixels = torch.from_numpy(np.array(Image.open(picture).convert("RGB")))
+    prefix = maker.video(PROMPT, seconds=1, num_steps=8, image=pixels).sample.prefix
+    assert torch.equal(prefix, maker.video(PROMPT, seconds=1, num_steps=8, image=picture).sample.prefix)
+    frames = read_video(ROOT / "example/assets/clip.mp4", 24, 64, 64)
+    video = maker.video(PROMPT, seconds=1, num_steps=8, clip=Clip(frames, 24))
+    assert torch.equal(video.sample.prefix, frames[-len(video.sample.prefix) :])
+
+
+def test_prompts_with_times(maker: VideoMaker) -> None:
+    timed = [parse_timed("2s: a small green square"), parse_timed("chunk 1: a big blue circle")]
+    video = maker.video(PROMPT, seconds=3, timed=timed)
+    assert [(each.chunk, each.prompt) for each in video.sample.changes] == [
+        (0, PROMPT),
+        (1, "a big blue circle"),
+        (2, "a small green square"),
+    ]
+    first = maker.video(None, seconds=3, timed=[parse_timed("0s: a small green square")])
+    assert first.sample.changes[0].prompt == "a small green square"
+
+
 def test_what_does_not_go_together(maker: VideoMaker, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="image and clip exclude each other"):
         maker.video(PROMPT, image="a.png", clip="b.mp4")
@@ -55,6 +82,12 @@ def test_what_does_not_go_together(maker: VideoMaker, tmp_path: Path) -> None:
         maker.video(PROMPT, method="none", target_psnr=30)
     with pytest.raises(ValueError, match="a prompt is to begin with chunk 4, and the video has 2 chunks"):
         maker.video(PROMPT, seconds=2, prompts=[(4, "a ball")])
+    with pytest.raises(ValueError, match="a prompt at 2s comes too late"):
+        maker.video(PROMPT, seconds=2, timed=[parse_timed("2s: a ball")])
+    with pytest.raises(ValueError, match="prompts and timed exclude each other"):
+        maker.video(PROMPT, seconds=2, prompts=[(1, "a ball")], timed=[parse_timed("1s: a ball")])
+    with pytest.raises(ValueError, match="there is no prompt"):
+        maker.video(None)
     with pytest.raises(ValueError, match="num_steps 7"):
         maker.video(PROMPT, num_steps=7)
     video = maker.video(PROMPT, seconds=1, num_steps=8)
