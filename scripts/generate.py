@@ -14,8 +14,8 @@ of underscores.
 
 import argparse
 import logging
-import math
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,11 +27,11 @@ use_checkout()
 
 # Nothing here imports torch: a typing error is told at once, and not after the seconds that takes.
 from harness.arguments import parse
-from harness.calibration.files import calibrated_method, calibration_path, load_calibration
 from harness.memory.flags import add_memory_flags, given_switches
-from harness.methods import Method, add_method, add_parameters, given_parameters, read_method
+from harness.methods import Method, add_method, add_parameters, given_parameters
 from harness.outputs import numbered, refuse_foreign_report, refuse_inputs, report_paths, state_path
 from harness.program import launched_rank, make_parser, run_program
+from harness.run.choosing import settle
 from harness.run.flags import add_ending, add_prompts, frame_count, timed_prompts
 from harness.signals import stop_like_ctrl_c
 from inference.config import VAE_SPATIAL_FACTOR, MagiConfig, load_config, resolve_path
@@ -198,26 +198,16 @@ def check_output(args: argparse.Namespace) -> None:
 
 def resolve_method(args: argparse.Namespace) -> tuple[Method, MagiConfig]:
     """The method and the configuration that it runs with."""
-    if args.target_psnr is None and args.target_speedup is None:
-        if args.calibration is not None:
-            raise ValueError("--calibration needs --target_psnr or --target_speedup")
-        method = read_method(args.method_config, given_parameters(args))
-        return method, resolve_config(args, method)
-    for name in ("target_psnr", "target_speedup"):
-        value = getattr(args, name)
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"--{name} must be a number above 0, got {value:g}")
-    if args.target_psnr is not None and args.target_speedup is not None:
-        raise ValueError("--target_psnr and --target_speedup exclude each other; give one")
-    if args.method_config is not None:
-        raise ValueError("a target chooses the method; leave out --method")
-    config = resolve_config(args, read_method(None, {}))
-    source = args.calibration or str(calibration_path(args.config_file, config.runtime.num_steps))
-    calibration = load_calibration(resolve_path(source), source)
-    given = given_parameters(args)
-    return calibrated_method(
-        calibration, source, config, args.target_psnr, args.target_speedup, given, args.mode
-    ), config
+    return settle(
+        partial(resolve_config, args),
+        args.config_file,
+        method=args.method_config,
+        parameters=given_parameters(args),
+        target_psnr=args.target_psnr,
+        target_speedup=args.target_speedup,
+        calibration=args.calibration,
+        mode=args.mode,
+    )
 
 
 def resolve_config(args: argparse.Namespace, method: Method) -> MagiConfig:

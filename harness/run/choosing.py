@@ -2,7 +2,8 @@
 cannot be fulfilled is refused before anything is loaded.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +40,53 @@ def choose(
     Raises:
         ValueError: settings that do not go together, or no calibration for them.
     """
-    given = {"method": method, "target_psnr": target_psnr, "target_speedup": target_speedup}
-    chosen = [name for name, value in given.items() if value is not None]
-    if len(chosen) > 1:
-        raise ValueError(f"{' and '.join(chosen)} exclude each other; give one")
     frames = "endless" if seconds is None else max(1, round(seconds * config.runtime.fps))
     wanted = {"num_frames": frames, "num_steps": num_steps, "seed": seed}
     changes = {name: value for name, value in wanted.items() if value is not None}
+    return settle(
+        lambda found: found.apply_window(config).with_overrides(**changes),
+        config_file,
+        method=method,
+        parameters=parameters,
+        target_psnr=target_psnr,
+        target_speedup=target_speedup,
+        mode=mode,
+    )
+
+
+def settle(
+    configure: Callable[[Method], MagiConfig],
+    config_file: Path_,
+    *,
+    method: str | None,
+    parameters: Mapping[str, Any] | None,
+    target_psnr: float | None,
+    target_speedup: float | None,
+    calibration: str | None = None,
+    mode: Mode = "t2v",
+) -> tuple[Method, MagiConfig]:
+    """The method, by name or by what it is to reach, and the configuration that ``configure`` makes for it.
+
+    Args:
+        calibration: in place of the one that ``config_file`` and its steps have by name.
+
+    Raises:
+        ValueError: settings that do not go together, or no calibration for them.
+    """
+    given = {"method": method, "target_psnr": target_psnr, "target_speedup": target_speedup}
+    chosen = [name for name, value in given.items() if value is not None]
+    if len(chosen) > 1:
+        raise ValueError(f"{' and '.join(chosen)} exclude each other: a target chooses the method; give one of them")
+    for name in chosen:
+        if name != "method" and not 0 < given[name] < math.inf:
+            raise ValueError(f"{name} must be a number above 0, got {given[name]:g}")
     if target_psnr is None and target_speedup is None:
+        if calibration is not None:
+            raise ValueError("a calibration needs a target, target_psnr or target_speedup")
         found = read_method(method, dict(parameters or {}))
-        return found, found.apply_window(config).with_overrides(**changes)
-    config = config.with_overrides(**changes)
-    path = calibration_path(str(config_file), config.runtime.num_steps)
-    calibration = load_calibration(resolve_path(str(path)), str(path))
-    given_too = dict(parameters or {})
-    found = calibrated_method(calibration, str(path), config, target_psnr, target_speedup, given_too, mode)
+        return found, configure(found)
+    config = configure(read_method(None, {}))
+    source = calibration or str(calibration_path(str(config_file), config.runtime.num_steps))
+    known = load_calibration(resolve_path(source), source)
+    found = calibrated_method(known, source, config, target_psnr, target_speedup, dict(parameters or {}), mode)
     return found, config

@@ -208,8 +208,8 @@ def test_target_runs_the_pattern_and_says_so(calibration: Path, generate: Run, t
     [
         (["--target_psnr", "30"], "does not exist; make it with scripts/calibrate.sh"),
         (["--target_psnr", "30", "--target_speedup", "2"], "exclude each other"),
-        (["--target_speedup", "2", "--method_config", "configs/method/none.yaml"], "leave out --method"),
-        (["--calibration", "x.json"], "needs --target_psnr or --target_speedup"),
+        (["--target_speedup", "2", "--method_config", "configs/method/none.yaml"], "a target chooses the method"),
+        (["--calibration", "x.json"], "needs a target, target_psnr or target_speedup"),
     ],
 )
 def test_targets_that_make_no_sense(

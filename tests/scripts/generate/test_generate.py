@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from flowcache.config import FlowCacheConfig
+from harness.methods import read_method
 from inference.video.reading import probe_video
 from inference.video.writing import VideoWriter
 from teacache.config import TeaCacheConfig
@@ -228,7 +229,7 @@ def index_first(source: Path, target: Path) -> Path:
 def settings(script: ModuleType, *flags: str) -> tuple[dict[str, Any], Any]:
     """The method and the configuration that ``flags`` come to, without a run."""
     args = script.parse_arguments(["--prompt", "x", *flags])
-    method = script.read_method(args.method_config, script.given_parameters(args))
+    method = read_method(args.method_config, script.given_parameters(args))
     return method.to_json_dict(), script.resolve_config(args, method)
 
 
