@@ -49,6 +49,7 @@ COMMANDS = (
     "benchmarks/live_page.py",
     "example/nano/evaluate.py",
     "example/nano/training/dit.py",
+    "example/nano/training/export.py",
     "benchmarks/long_video.py",
     "scripts/serve.py",
 )

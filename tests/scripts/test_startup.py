@@ -66,3 +66,13 @@ def test_the_demonstration_imports_neither_the_compiler_nor_the_text_encoder(tmp
     [(status, said, heavy)] = run_all(["scripts/generate.py", "--prompt", PROMPT, *flags])
     assert status == 0, said
     assert heavy == ["torch", "matplotlib"], "the picture beside the video takes matplotlib"
+
+
+def test_a_typing_error_does_not_wait_for_numpy() -> None:
+    code = RUNNER.replace(repr(HEAVY), repr(("numpy", *HEAVY)))
+    commands = [["scripts/generate.py", "--promt", PROMPT], ["scripts/generate.py", "--help"]]
+    ended = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(commands)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    found = json.loads(ended.stdout.splitlines()[-1])
+    assert [heavy for _, _, heavy in found] == [[], []] and "numpy" in code
