@@ -268,9 +268,9 @@ class Studio:
             order = video.order.model_dump(mode="json")
             other = self.videos.get(video.beside or "")
             beside = None if other is None else str(other.latents)
-            self._worker.pipe.send(
-                Task(video.id, order, str(video.path), path, video.given, str(video.latents), beside)
-            )
+            stopped = other is not None and other.status == "stopped"
+            task = Task(video.id, order, str(video.path), path, video.given, str(video.latents), beside, stopped)
+            self._worker.pipe.send(task)
         except OSError:
             return  # it is gone; its death is on the way
         self._note(video, {"type": "in_progress"})

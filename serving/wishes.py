@@ -19,6 +19,8 @@ class Task:
     given: Input | None
     latents: str
     beside: str | None = None
+    # That one was stopped: this one, which is as long by its order, ends where it does.
+    ends_with_it: bool = False
 
 
 @dataclass(frozen=True)

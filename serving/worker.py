@@ -110,7 +110,7 @@ class Making:
         self.parallel = maker.pipeline.parallel
         self.video: MadeVideo | None = None
         self.ended = False
-        # Of the video beside it; this one ends with that.
+        # Chunks of the video beside it.
         self.comparable = 0 if task.beside is None else self.parallel.from_first(lambda: kept_chunks(Path(task.beside)))
 
     def run(self) -> None:
@@ -175,7 +175,7 @@ class Making:
             reused=list(step.reused),
             cost={"computed": progress.computed, "reused": progress.reused},
         )
-        if self.comparable and progress.chunks is None and progress.open >= self.comparable:
+        if self.task.ends_with_it and 0 < self.comparable <= progress.open:
             self.video.end()
         for wish in self.teller.wishes(self.task.id):
             self._fulfil(self.video, wish)

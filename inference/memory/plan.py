@@ -15,7 +15,7 @@ from inference.config import SWITCHES, MagiConfig
 from inference.kv_cache import KVCache
 from inference.memory.dry_run import dry_run, largest_forward
 from inference.memory.estimate import MOST_REMEMBERED, MemoryEstimate, estimate
-from inference.schedule import Schedule, time_grid
+from inference.schedule import Schedule
 
 logger = logging.getLogger(__name__)
 
@@ -135,24 +135,15 @@ def plan_memory(config: MagiConfig, size: MemoryEstimate, free: int | None) -> M
     return plans[-1]
 
 
-def fewest_alike(config: MagiConfig, schedule: Schedule) -> int:
+def fewest_alike(schedule: Schedule) -> int:
     """The least number of steps whose largest forward is that of ``schedule``.
 
-    Which chunks stand in a window does not depend on how many steps a stage has; a nearly-clean copy is made where the
-    noise level of the first chunk is past a threshold, at the first step of its last stage, beside the clean pass, or
-    by the last step.
+    Which chunks stand in a window does not depend on how many steps a stage has, and the noise level at which the last
+    stage begins, where a nearly-clean copy may stand beside the clean pass, is the same with any.
     """
-
-    def copied(steps: int) -> list[bool]:
-        grid = time_grid(steps, schedule.shortcut_mode)
-        levels = grid[steps - steps // schedule.window_size], grid[steps - 1]
-        return [bool(level > config.engine.distill_nearly_clean_chunk_threshold) for level in levels]
-
     unit = math.lcm(schedule.window_size, max(1, len(schedule.noise2clean_kvrange)))
-    wanted = copied(schedule.num_steps)
-    # Grids of 12, and steps in threes, are of another form.
-    fewer = (steps for steps in range(unit, schedule.num_steps, unit) if steps % 3)
-    return next((steps for steps in fewer if copied(steps) == wanted), schedule.num_steps)
+    # Steps in threes, and grids of 12, are of another form.
+    return unit if unit % 3 and unit < schedule.num_steps else schedule.num_steps
 
 
 def estimate_run(
@@ -167,9 +158,7 @@ def estimate_run(
     # Forwards have every size they will ever have once the window has been full and has moved on.
     chunks = min(schedule.chunk_num, schedule.offset + 2 * schedule.window_size)
     frames = (chunks - schedule.offset) * config.runtime.chunk_width * config.runtime.temporal_downsample_factor
-    shorter = config.with_overrides(
-        num_frames=min(frames, config.runtime.num_frames), num_steps=fewest_alike(config, schedule)
-    )
+    shorter = config.with_overrides(num_frames=min(frames, config.runtime.num_frames), num_steps=fewest_alike(schedule))
     shape = largest_forward(dry_run(shorter, prefix, make_cache))
     return estimate(
         config, schedule, shape, device=device, make_cache=make_cache, remembered=MOST_REMEMBERED, ranks=ranks

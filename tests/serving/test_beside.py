@@ -59,8 +59,8 @@ def test_the_uncached_twin_is_compared_second_by_second(server: Server) -> None:
     assert other["beside"] is None and server.wait(other["id"])["likeness"] == []
 
 
-def test_the_twin_of_an_endless_video_ends_with_it(server: Server) -> None:
-    video = server.order(seconds=None, num_steps=8, method="multistep_fast")
+def test_the_twin_of_a_stopped_video_ends_with_it(server: Server) -> None:
+    video = server.order(seconds=60, num_steps=8, method="multistep_fast")
     server.until(video["id"], "chunks_done")
     server.json("POST", f"/videos/{video['id']}/stop")
     chunks = server.wait(video["id"])["chunks_done"]
